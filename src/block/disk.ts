@@ -1,0 +1,158 @@
+/** A disk: a device that is served, with a name, a filter stack and a gate.
+ *
+ *      submit -> gate -> filter (highest altitude) -> … -> filter (lowest) -> device
+ *
+ *  Hot path: submit, bioLeft. The gate counts bios on their way; `freeze` holds new ones and
+ *  resolves when the last has ended, `thaw` lets the held ones go in their order. Freezes nest.
+ *  The stack changes only behind the gate, so no bio sees half a stack. */
+
+import { assert } from '../util/assert.ts';
+import { BlksnapError, ERRNO } from '../util/errors.ts';
+import { BioQueue } from './bio.ts';
+import type { Bio, BioGate, BioSink } from './bio.ts';
+import type { BlockDevice, Capabilities, Extent } from './device.ts';
+import type { BlockFilter } from './filter.ts';
+
+export class Disk implements BlockDevice, BioGate {
+  readonly name: string;
+  readonly device: BlockDevice;
+  /** Highest altitude first. */
+  #filters: BlockFilter[] = [];
+  #top: BioSink;
+  #inFlight = 0;
+  #freezes = 0;
+  #closed = false;
+  readonly #held = new BioQueue();
+  #drained: Array<() => void> = [];
+
+  constructor(name: string, device: BlockDevice) {
+    this.name = name;
+    this.device = device;
+    this.#top = device;
+  }
+
+  get size(): number {
+    return this.device.size;
+  }
+  get logicalBlockSize(): number {
+    return this.device.logicalBlockSize;
+  }
+  get physicalBlockSize(): number {
+    return this.device.physicalBlockSize;
+  }
+  get readOnly(): boolean {
+    return this.device.readOnly;
+  }
+  get capabilities(): Capabilities {
+    return this.device.capabilities;
+  }
+  get inFlight(): number {
+    return this.#inFlight;
+  }
+  get frozen(): boolean {
+    return this.#freezes > 0;
+  }
+  get filters(): readonly BlockFilter[] {
+    return this.#filters;
+  }
+
+  filter(name: string): BlockFilter | undefined {
+    return this.#filters.find((filter) => filter.name === name);
+  }
+
+  submit(bio: Bio): void {
+    if (this.#freezes > 0) {
+      this.#held.push(bio);
+      return;
+    }
+    if (this.#closed) {
+      bio.end(ERRNO.ESHUTDOWN);
+      return;
+    }
+    this.#inFlight++;
+    bio.gate = this;
+    this.#top.submit(bio);
+  }
+
+  bioLeft(_bio: Bio): void {
+    this.#inFlight--;
+    if (this.#inFlight === 0 && this.#drained.length > 0) {
+      const drained = this.#drained;
+      this.#drained = [];
+      for (const resolve of drained) resolve();
+    }
+  }
+
+  /** Holds new bios; resolves when none is on its way. Every freeze needs its thaw, also when it was not awaited. */
+  freeze(): Promise<void> {
+    this.#freezes++;
+    if (this.#inFlight === 0) return Promise.resolve();
+    return new Promise((resolve) => this.#drained.push(resolve));
+  }
+
+  thaw(): void {
+    assert(this.#freezes > 0, 'thaw without freeze');
+    this.#freezes--;
+    while (this.#freezes === 0) {
+      const bio = this.#held.shift();
+      if (bio === null) break;
+      this.submit(bio);
+    }
+  }
+
+  /** Puts the filter at its altitude, behind the gate. Whatever its `attach` throws leaves the disk as it was. */
+  async attachFilter(filter: BlockFilter): Promise<void> {
+    await this.freeze();
+    try {
+      const index = this.#filters.findIndex((other) => other.altitude <= filter.altitude);
+      const place = index < 0 ? this.#filters.length : index;
+      if (this.#filters[place]?.altitude === filter.altitude) {
+        throw new BlksnapError(
+          'EBUSY',
+          `Cannot attach filter "${filter.name}" to disk "${this.name}": altitude ${filter.altitude} is taken by "${this.#filters[place]?.name}"`,
+        );
+      }
+      filter.below = this.#filters[place] ?? this.device;
+      await filter.attach(this);
+      this.#filters = this.#filters.toSpliced(place, 0, filter);
+      this.#link();
+    } finally {
+      this.thaw();
+    }
+  }
+
+  async detachFilter(filter: BlockFilter): Promise<void> {
+    await this.freeze();
+    try {
+      await filter.detach();
+      this.#filters = this.#filters.filter((other) => other !== filter);
+      this.#link();
+    } finally {
+      this.thaw();
+    }
+  }
+
+  #link(): void {
+    let below: BioSink = this.device;
+    for (const filter of this.#filters.toReversed()) {
+      filter.below = below;
+      below = filter;
+    }
+    this.#top = below;
+  }
+
+  extents(offset: number, length: number): Promise<Extent[]> {
+    return this.device.extents(offset, length);
+  }
+
+  /** Waits for the bios on their way, detaches every filter, closes the device. Later bios end with
+   *  ESHUTDOWN. Errors: EBUSY when a filter cannot go; the disk then runs on. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    for (const filter of this.#filters) await this.detachFilter(filter);
+    await this.freeze();
+    this.#closed = true;
+    this.thaw();
+    await this.device.close();
+  }
+}

@@ -1,0 +1,75 @@
+/** Filters: elements of a disk's stack that see every bio, and the registry of their kinds. */
+
+import { BlksnapError } from '../util/errors.ts';
+import type { Bio, BioSink } from './bio.ts';
+import type { Disk } from './disk.ts';
+
+/** One filter on one disk. `submit` passes the bio on (`this.below.submit(bio)`), completes it
+ *  (`bio.end`), holds it for later, or redirects it to another device. */
+export abstract class BlockFilter implements BioSink {
+  abstract readonly name: string;
+  /** Place in the stack: a higher filter sees a bio first. */
+  abstract readonly altitude: number;
+  /** What lies under this filter. Set by the disk while it is attached. */
+  below!: BioSink;
+
+  abstract submit(bio: Bio): void;
+
+  /** Called behind the disk's gate, before the first bio. An error here leaves the disk as it was. */
+  abstract attach(disk: Disk): Promise<void>;
+  /** Called behind the disk's gate, after the last bio. Errors: EBUSY when it cannot go now. */
+  abstract detach(): Promise<void>;
+  /** A command of the filter's own. Errors: EINVAL for one it does not know. */
+  abstract ctl(command: string, payload: unknown): Promise<unknown>;
+}
+
+/** Makes a filter of one kind. `options` comes from the user: check it. */
+export type FilterFactory = (options: unknown) => BlockFilter;
+
+/** The kinds of filters by name. A kind cannot go while one of its filters is attached. */
+export class FilterRegistry {
+  readonly #kinds = new Map<string, { factory: FilterFactory; attached: Set<BlockFilter> }>();
+
+  register(name: string, factory: FilterFactory): void {
+    if (this.#kinds.has(name)) throw new BlksnapError('EEXIST', `Cannot register filter "${name}": the name is taken`);
+    this.#kinds.set(name, { factory, attached: new Set() });
+  }
+
+  unregister(name: string): void {
+    const kind = this.#kind(name);
+    if (kind.attached.size > 0) {
+      throw new BlksnapError('EBUSY', `Cannot unregister filter "${name}": attached to ${kind.attached.size} disks`);
+    }
+    this.#kinds.delete(name);
+  }
+
+  /** Attaches a new filter of the kind. Errors: ENOENT unknown kind; EALREADY when the disk has one. */
+  async attach(name: string, disk: Disk, options: unknown): Promise<BlockFilter> {
+    const kind = this.#kind(name);
+    if (disk.filter(name) !== undefined) {
+      throw new BlksnapError('EALREADY', `Cannot attach filter "${name}" to disk "${disk.name}": it is attached already`);
+    }
+    const filter = kind.factory(options);
+    await disk.attachFilter(filter);
+    kind.attached.add(filter);
+    return filter;
+  }
+
+  /** Errors: ENOENT when the disk has no such filter; EBUSY when it cannot go now. */
+  async detach(name: string, disk: Disk): Promise<void> {
+    const filter = disk.filter(name);
+    if (filter === undefined) {
+      throw new BlksnapError('ENOENT', `Cannot detach filter "${name}" from disk "${disk.name}": it is not attached`);
+    }
+    await disk.detachFilter(filter);
+    this.#kinds.get(name)?.attached.delete(filter);
+  }
+
+  #kind(name: string): { factory: FilterFactory; attached: Set<BlockFilter> } {
+    const kind = this.#kinds.get(name);
+    if (kind === undefined) {
+      throw new BlksnapError('ENOENT', `No filter "${name}": known are ${[...this.#kinds.keys()].join(', ') || 'none'}`);
+    }
+    return kind;
+  }
+}
