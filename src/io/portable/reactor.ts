@@ -1,0 +1,216 @@
+/** The portable driver: a reactor over node:fs and node:net.
+ *
+ *  For systems without io_uring. Correct everywhere, and slower: every operation costs a trip through
+ *  Node's thread pool or event loop, and a closure. Uses the callback API of node:fs, which takes a third
+ *  of the time of FileHandle. Results are Node's errors turned back into error numbers. */
+
+import fs from 'node:fs';
+import { assert } from '../../util/assert.ts';
+import { ERRNO } from '../../util/errors.ts';
+import { Arena } from '../arena.ts';
+import type {
+  AllocateMode,
+  Completion,
+  ListenOptions,
+  Listener,
+  MessagePortLike,
+  Notifier,
+  Reactor,
+  SocketAddress,
+  Stream,
+} from '../reactor.ts';
+import { fallocate, ffiAvailable } from '../sys.ts';
+import { negativeErrno } from './errno.ts';
+import { adoptStream, connectStream, listenOn } from './sockets.ts';
+import type { SocketHost } from './sockets.ts';
+import type { PortableStream } from './stream.ts';
+
+/** setTimeout takes anything longer for 1 ms. */
+const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
+const CLOSE_POLL_MS = 1;
+const CLOSE_LIMIT_MS = 5000;
+
+type FsCallback = (error: NodeJS.ErrnoException | null, count?: number) => void;
+
+export class PortableReactor implements Reactor, SocketHost {
+  readonly driver = 'portable';
+  readonly arena: Arena;
+  readonly #timers = new Map<number, NodeJS.Timeout>();
+  #lastTimer = 0;
+  readonly #hooks: Array<() => void> = [];
+  #turnEnding = false;
+  #inFlight = 0;
+  #sockets = 0;
+  #closed = false;
+
+  static open(options: { readonly arenaBytes: number }): PortableReactor {
+    return new PortableReactor(new Arena(new ArrayBuffer(options.arenaBytes), 0));
+  }
+
+  private constructor(arena: Arena) {
+    this.arena = arena;
+  }
+
+  // --- files ----------------------------------------------------------------------------------
+
+  read(fd: number, at: number, length: number, offset: number, completion: Completion): void {
+    const callback = this.#callback(completion);
+    if (fd < 0) this.#fail(callback, 'EBADF');
+    else fs.read(fd, this.arena.bytes, at, length, offset, callback);
+  }
+
+  write(fd: number, at: number, length: number, offset: number, durable: boolean, completion: Completion): void {
+    const callback = this.#callback(completion);
+    if (fd < 0) this.#fail(callback, 'EBADF');
+    else if (durable) fs.write(fd, this.arena.bytes, at, length, offset, syncAfter(fd, callback));
+    else fs.write(fd, this.arena.bytes, at, length, offset, callback);
+  }
+
+  writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
+    const callback = this.#callback(completion);
+    const views: Uint8Array[] = [];
+    for (let i = 0; i < count; i++) {
+      const at = segments[i * 2]!;
+      views.push(this.arena.bytes.subarray(at, at + segments[i * 2 + 1]!));
+    }
+    if (fd < 0) this.#fail(callback, 'EBADF');
+    else fs.writev(fd, views, offset, callback);
+  }
+
+  sync(fd: number, completion: Completion): void {
+    const callback = this.#callback(completion);
+    if (fd < 0) this.#fail(callback, 'EBADF');
+    else fs.fdatasync(fd, callback);
+  }
+
+  /** The system call blocks the thread: Node has no other way to it. */
+  allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void {
+    this.started();
+    const result = ffiAvailable() ? fallocate(fd, mode, offset, length) : -ERRNO.EOPNOTSUPP;
+    setImmediate(() => this.ended(completion, result));
+  }
+
+  #callback(completion: Completion): FsCallback {
+    this.started();
+    return (error, count) => this.ended(completion, error === null ? (count ?? 0) : negativeErrno(error));
+  }
+
+  /** What node:fs would throw at once ends as the system call would end it. */
+  #fail(callback: FsCallback, code: 'EBADF'): void {
+    setImmediate(callback, Object.assign(new Error(code), { code }));
+  }
+
+  // --- for streams ----------------------------------------------------------------------------
+
+  get memory(): Uint8Array {
+    return this.arena.bytes;
+  }
+
+  started(): void {
+    this.#inFlight++;
+  }
+
+  ended(completion: Completion, result: number): void {
+    this.#inFlight--;
+    this.turned();
+    completion.complete(result);
+  }
+
+  /** Something was completed: the hooks run when the event loop has been through all that is ready. */
+  turned(): void {
+    if (this.#turnEnding || this.#hooks.length === 0) return;
+    this.#turnEnding = true;
+    setImmediate(this.#endTurn);
+  }
+
+  readonly #endTurn = (): void => {
+    this.#turnEnding = false;
+    for (const hook of this.#hooks) hook();
+  };
+
+  socketOpened(): void {
+    this.#sockets++;
+  }
+
+  socketClosed(): void {
+    this.#sockets--;
+  }
+
+  // --- time, hooks, messages ------------------------------------------------------------------
+
+  now(): number {
+    return performance.now();
+  }
+
+  timer(delayMs: number, completion: Completion): number {
+    const handle = ++this.#lastTimer;
+    const fire = (): void => {
+      this.#timers.delete(handle);
+      this.turned();
+      completion.complete(0);
+    };
+    this.#timers.set(handle, setTimeout(fire, Math.min(delayMs, LONGEST_TIMEOUT_MS)));
+    return handle;
+  }
+
+  cancelTimer(handle: number): void {
+    clearTimeout(this.#timers.get(handle));
+    this.#timers.delete(handle);
+  }
+
+  onTurnEnd(hook: () => void): void {
+    this.#hooks.push(hook);
+  }
+
+  onMessages(port: MessagePortLike, handler: (message: unknown) => void): Notifier {
+    const listener = (message: unknown): void => {
+      this.turned();
+      handler(message);
+    };
+    port.on('message', listener);
+    return { wakeFd: -1, close: () => void port.off('message', listener) };
+  }
+
+  // --- sockets --------------------------------------------------------------------------------
+
+  listen(address: SocketAddress, options: ListenOptions, onStream: (stream: Stream) => void): Promise<Listener> {
+    return listenOn(this, address, options.mode ?? 0o600, onStream);
+  }
+
+  listenFd(fd: number, onStream: (stream: Stream) => void): Promise<Listener> {
+    return listenOn(this, fd, 0, onStream);
+  }
+
+  connect(address: SocketAddress): Promise<PortableStream> {
+    return connectStream(this, address);
+  }
+
+  adopt(readFd: number, writeFd: number): Stream {
+    return adoptStream(this, readFd, writeFd);
+  }
+
+  get inFlight(): number {
+    return this.#inFlight;
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    // Node gives the descriptors of closed sockets back a little later.
+    const limitMs = performance.now() + CLOSE_LIMIT_MS;
+    while ((this.#inFlight > 0 || this.#sockets > 0) && performance.now() < limitMs) {
+      await new Promise((resolve) => setTimeout(resolve, CLOSE_POLL_MS));
+    }
+    assert(this.#inFlight === 0 && this.#sockets === 0, 'everything opened through the reactor was closed');
+    for (const timer of this.#timers.values()) clearTimeout(timer);
+    this.#timers.clear();
+    this.#closed = true;
+  }
+}
+
+/** A write's callback that makes what was written durable before it reports. */
+function syncAfter(fd: number, callback: FsCallback): FsCallback {
+  return (writeError, count) => {
+    if (writeError !== null) callback(writeError);
+    else fs.fdatasync(fd, (syncError) => callback(syncError, count));
+  };
+}

@@ -1,0 +1,198 @@
+/** The system calls that Node does not offer, through FFI (koffi).
+ *
+ *  Loaded on first use, so that a platform without them can still run the portable driver. Calls
+ *  are synchronous; each returns what the system call does, or -errno. Blocking ones are for slow
+ *  paths. Structures and flags are those of Linux; `ffiAvailable` says whether this is one. */
+
+import os from 'node:os';
+import koffi from 'koffi';
+
+const MAP_SHARED = 1;
+const MAP_PRIVATE = 2;
+const MAP_ANONYMOUS = 0x20;
+const MAP_POPULATE = 0x8000;
+const PROT_READ_WRITE = 3;
+const MS_SYNC = 4;
+
+const SYS_IO_URING_SETUP = 425;
+const SYS_IO_URING_ENTER = 426;
+
+type Num = number | bigint;
+
+interface Libc {
+  mmap(address: Num, length: Num, prot: number, flags: number, fd: number, offset: Num): Num;
+  munmap(address: Num, length: Num): number;
+  msync(address: Num, length: Num, flags: number): number;
+  lseek(fd: number, offset: Num, whence: number): Num;
+  fallocate(fd: number, mode: number, offset: Num, length: Num): number;
+  fcntl(fd: number, command: number, argument: Uint8Array): number;
+  ioctl(fd: number, request: Num, argument: Uint8Array): number;
+  eventfd(initial: number, flags: number): number;
+  socket(domain: number, type: number, protocol: number): number;
+  bind(fd: number, address: Uint8Array, length: number): number;
+  listen(fd: number, backlog: number): number;
+  shutdown(fd: number, how: number): number;
+  setsockopt(fd: number, level: number, name: number, value: Uint8Array, length: number): number;
+  getsockname(fd: number, address: Uint8Array, length: Uint8Array): number;
+  uringSetup(nr: number, entries: number, params: Uint8Array): Num;
+  uringEnter(nr: number, fd: number, submit: number, wait: number, flags: number, argument: Num, size: number): Num;
+}
+
+let loaded: Libc | null = null;
+
+export function ffiAvailable(): boolean {
+  return os.platform() === 'linux' && ['LE', 'BE'].includes(os.endianness());
+}
+
+function libc(): Libc {
+  if (loaded !== null) return loaded;
+  const library = koffi.load(null);
+  const bind = <T>(signature: string): T => library.func(signature) as T;
+  loaded = {
+    mmap: bind('uint64_t mmap(uint64_t, size_t, int, int, int, int64_t)'),
+    munmap: bind('int munmap(uint64_t, size_t)'),
+    msync: bind('int msync(uint64_t, size_t, int)'),
+    lseek: bind('int64_t lseek(int, int64_t, int)'),
+    fallocate: bind('int fallocate(int, int, int64_t, int64_t)'),
+    fcntl: bind('int fcntl(int, int, void*)'),
+    ioctl: bind('int ioctl(int, unsigned long, void*)'),
+    eventfd: bind('int eventfd(uint32_t, int)'),
+    socket: bind('int socket(int, int, int)'),
+    bind: bind('int bind(int, void*, uint32_t)'),
+    listen: bind('int listen(int, int)'),
+    shutdown: bind('int shutdown(int, int)'),
+    setsockopt: bind('int setsockopt(int, int, int, void*, uint32_t)'),
+    getsockname: bind('int getsockname(int, void*, void*)'),
+    uringSetup: bind('long syscall(long, uint32_t, void*)'),
+    uringEnter: bind('long syscall(long, int, uint32_t, uint32_t, uint32_t, uint64_t, size_t)'),
+  };
+  return loaded;
+}
+
+/** The call's result, with -1 turned into -errno. */
+function checked(result: Num): number {
+  const value = Number(result);
+  return value === -1 ? -koffi.errno() : value;
+}
+
+/** A mapping: its address, and the memory as an ArrayBuffer. Not to be touched after `unmap`. */
+export interface Mapping {
+  readonly address: number;
+  readonly memory: ArrayBuffer;
+}
+
+/** Private zeroed memory that takes space only as it is touched, or -errno. */
+export function mapAnonymous(length: number): Mapping | number {
+  return map(libc().mmap(0, length, PROT_READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), length);
+}
+
+/** A shared mapping of a file or a ring, or -errno. */
+export function mapShared(fd: number, length: number, offset: number, populate = false): Mapping | number {
+  const flags = MAP_SHARED | (populate ? MAP_POPULATE : 0);
+  return map(libc().mmap(0, length, PROT_READ_WRITE, flags, fd, offset), length);
+}
+
+function map(result: Num, length: number): Mapping | number {
+  if (BigInt(result) === 0xffff_ffff_ffff_ffffn) return -koffi.errno();
+  return { address: Number(result), memory: memoryAt(Number(result), length) };
+}
+
+/** The memory of this process at an address: the same bytes on every thread. The caller vouches for the mapping. */
+export function memoryAt(address: number, length: number): ArrayBuffer {
+  return koffi.view(BigInt(address), length);
+}
+
+export function unmap(address: number, length: number): number {
+  return checked(libc().munmap(address, length));
+}
+
+/** Writes a shared mapping's changes to its file. */
+export function syncMapping(address: number, length: number): number {
+  return checked(libc().msync(address, length, MS_SYNC));
+}
+
+export const SEEK_DATA = 3;
+export const SEEK_HOLE = 4;
+
+/** lseek: the new position, or -errno (-ENXIO past the last data). */
+export function seek(fd: number, offset: number, whence: typeof SEEK_DATA | typeof SEEK_HOLE): number {
+  return checked(libc().lseek(fd, offset, whence));
+}
+
+export function fallocate(fd: number, mode: number, offset: number, length: number): number {
+  return checked(libc().fallocate(fd, mode, offset, length));
+}
+
+/** fcntl with a structure argument (locks). */
+export function fcntl(fd: number, command: number, argument: Uint8Array): number {
+  return checked(libc().fcntl(fd, command, argument));
+}
+
+/** ioctl with a memory argument. */
+export function ioctl(fd: number, request: number, argument: Uint8Array): number {
+  return checked(libc().ioctl(fd, request, argument));
+}
+
+const EFD_CLOEXEC = 0x80000;
+
+export function eventfd(): number {
+  return checked(libc().eventfd(0, EFD_CLOEXEC));
+}
+
+export const AF_UNIX = 1;
+export const AF_INET = 2;
+export const AF_INET6 = 10;
+const SOCK_STREAM_CLOEXEC = 1 | 0x80000;
+const SHUT_RDWR = 2;
+
+export function socket(family: number): number {
+  return checked(libc().socket(family, SOCK_STREAM_CLOEXEC, 0));
+}
+
+export function bindSocket(fd: number, address: Uint8Array): number {
+  return checked(libc().bind(fd, address, address.length));
+}
+
+export function listenSocket(fd: number, backlog: number): number {
+  return checked(libc().listen(fd, backlog));
+}
+
+export function shutdownSocket(fd: number): number {
+  return checked(libc().shutdown(fd, SHUT_RDWR));
+}
+
+/** Sets an integer socket option. */
+export function setSocketOption(fd: number, level: number, name: number, value: number): number {
+  const bytes = new Uint8Array(new Int32Array([value]).buffer);
+  return checked(libc().setsockopt(fd, level, name, bytes, 4));
+}
+
+/** The socket's own address as a sockaddr, or -errno. */
+export function socketName(fd: number): Uint8Array | number {
+  const address = new Uint8Array(128);
+  const length = new Uint8Array(new Uint32Array([address.length]).buffer);
+  const result = checked(libc().getsockname(fd, address, length));
+  return result < 0 ? result : address.subarray(0, new Uint32Array(length.buffer)[0]);
+}
+
+/** io_uring_setup: the ring's descriptor, or -errno. `params` is a struct io_uring_params. */
+export function uringSetup(entries: number, params: Uint8Array): number {
+  return checked(libc().uringSetup(SYS_IO_URING_SETUP, entries, params));
+}
+
+/** The bound io_uring_enter: returned as a function so that the hot path calls it directly.
+ *  Gives the number submitted, or -errno. */
+export function uringEnter(): (
+  fd: number,
+  submit: number,
+  wait: number,
+  flags: number,
+  argument: number,
+  argumentSize: number,
+) => number {
+  const enter = libc().uringEnter;
+  return (fd, submit, wait, flags, argument, argumentSize) => {
+    const result = Number(enter(SYS_IO_URING_ENTER, fd, submit, wait, flags, argument, argumentSize));
+    return result === -1 ? -koffi.errno() : result;
+  };
+}

@@ -1,0 +1,372 @@
+/** The uring driver: a reactor over one io_uring.
+ *
+ *  The loop runs inside one JavaScript turn: enter (submit what was prepared, wait for one
+ *  completion), reap, end-of-turn hooks, microtasks, again. So a batch of requests costs one
+ *  system call and no trip through the event loop. It sleeps in the kernel; another thread wakes
+ *  it through an eventfd. With nothing under way it stops, and the next operation starts it.
+ *
+ *  `cooperative` is for a thread that has other things to do (the main thread): the loop then
+ *  returns to the event loop after every turn and sleeps in the kernel for at most 2 ms. */
+
+import fs from 'node:fs';
+import { receiveMessageOnPort } from 'node:worker_threads';
+import type { MessagePort } from 'node:worker_threads';
+import { assert } from '../../util/assert.ts';
+import { BlksnapError, ERRNO, errnoError } from '../../util/errors.ts';
+import { Arena, NO_MEMORY } from '../arena.ts';
+import type {
+  AllocateMode,
+  Completion,
+  ListenOptions,
+  Listener,
+  MessagePortLike,
+  Notifier,
+  Reactor,
+  SocketAddress,
+  Stream,
+} from '../reactor.ts';
+import { completed } from '../reactor.ts';
+import { eventfd, mapAnonymous, unmap } from '../sys.ts';
+import {
+  OP_ACCEPT,
+  OP_ASYNC_CANCEL,
+  OP_CONNECT,
+  OP_FALLOCATE,
+  OP_FSYNC,
+  OP_READ,
+  OP_WRITE,
+  OP_WRITEV,
+  Ring,
+} from './ring.ts';
+import { boundPort, describe, disableNagle, encodeAddress, openListener, openSocket, resolveHost } from './sockets.ts';
+import { STREAM_MEMORY, UringStream } from './stream.ts';
+import type { StreamHost } from './stream.ts';
+import { Timers } from '../timers.ts';
+
+const RWF_DSYNC = 2;
+const FSYNC_DATASYNC = 1;
+const SOCK_CLOEXEC = 0x80000;
+/** iovecs for gather writes prepared but not yet submitted. */
+const GATHER_SEGMENTS = 16384;
+const COOPERATIVE_WAIT_MS = 2;
+/** How long the loop may keep the thread's event loop waiting while it is busy. */
+const YIELD_EVERY_MS = 50;
+
+/** Runs what promises have queued. Node's own, undocumented, but there since version 0.x; without it
+ *  the loop returns to the event loop after every turn. */
+const runMicrotasks = (process as unknown as { _tickCallback?: () => void })._tickCallback;
+
+const IGNORED: Completion = { complete(): void {} };
+
+export interface UringOptions {
+  /** Submission entries, a power of two. */
+  readonly entries?: number;
+  readonly arenaBytes: number;
+  readonly cooperative?: boolean;
+}
+
+export class UringReactor implements Reactor, StreamHost {
+  readonly driver = 'uring';
+  readonly arena: Arena;
+  readonly #ring: Ring;
+  readonly #cooperative: boolean;
+  /** Who hears of operation i. */
+  readonly #completions: Array<Completion | null> = [];
+  readonly #freeSlots: number[] = [];
+  /** Operations that wait for the outside (accept, wake-up): they keep the loop but are not work. */
+  #background = 0;
+  readonly #timers = new Timers();
+  readonly #hooks: Array<() => void> = [];
+  readonly #gatherView: DataView;
+  readonly #gatherAddress: number;
+  #gathered = 0;
+  #streams = 0;
+  #now = performance.now();
+  #running = false;
+  #closed = false;
+  readonly #sink = (slot: number, result: number): void => {
+    const completion = this.#completions[slot]!;
+    this.#completions[slot] = null;
+    this.#freeSlots.push(slot);
+    completion.complete(result);
+  };
+  readonly #loop = (): void => this.#run();
+
+  static open(options: UringOptions): UringReactor {
+    const ring = Ring.open(options.entries ?? 1024);
+    const arena = mapAnonymous(options.arenaBytes);
+    const gather = mapAnonymous(GATHER_SEGMENTS * 16);
+    if (typeof arena === 'number' || typeof gather === 'number') {
+      ring.close();
+      throw errnoError(ERRNO.ENOMEM, `Cannot map ${options.arenaBytes} bytes for the arena`);
+    }
+    return new UringReactor(ring, new Arena(arena.memory, arena.address), gather, options.cooperative ?? false);
+  }
+
+  private constructor(ring: Ring, arena: Arena, gather: { memory: ArrayBuffer; address: number }, cooperative: boolean) {
+    this.#ring = ring;
+    this.arena = arena;
+    this.#gatherView = new DataView(gather.memory);
+    this.#gatherAddress = gather.address;
+    this.#cooperative = cooperative;
+  }
+
+  // --- operations -----------------------------------------------------------------------------
+
+  /** For streams. Starts an operation on an absolute address. */
+  start(op: number, fd: number, address: number, length: number, offset: number, opFlags: number, completion: Completion): void {
+    const slot = this.#freeSlots.length > 0 ? this.#freeSlots.pop()! : this.#completions.length;
+    this.#completions[slot] = completion;
+    this.#ring.prepare(op, fd, address, length, offset, opFlags, slot);
+    if (!this.#running) this.#wake();
+  }
+
+  get memory(): { readonly address: number; readonly view: DataView } {
+    return this.arena;
+  }
+
+  read(fd: number, at: number, length: number, offset: number, completion: Completion): void {
+    this.start(OP_READ, fd, this.arena.address + at, length, offset, 0, completion);
+  }
+
+  write(fd: number, at: number, length: number, offset: number, durable: boolean, completion: Completion): void {
+    this.start(OP_WRITE, fd, this.arena.address + at, length, offset, durable ? RWF_DSYNC : 0, completion);
+  }
+
+  writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
+    if (this.#gathered + count > GATHER_SEGMENTS) {
+      // The kernel copies iovecs when they are submitted.
+      this.#ring.enter(0, -1);
+      this.#gathered = 0;
+    }
+    const first = this.#gathered * 16;
+    const view = this.#gatherView;
+    for (let i = 0; i < count; i++) {
+      const iov = first + i * 16;
+      const address = this.arena.address + segments[i * 2]!;
+      view.setUint32(iov, address >>> 0, true);
+      view.setUint32(iov + 4, Math.floor(address / 2 ** 32), true);
+      view.setUint32(iov + 8, segments[i * 2 + 1]!, true);
+      view.setUint32(iov + 12, 0, true);
+    }
+    this.#gathered += count;
+    this.start(OP_WRITEV, fd, this.#gatherAddress + first, count, offset, 0, completion);
+  }
+
+  sync(fd: number, completion: Completion): void {
+    this.start(OP_FSYNC, fd, 0, 0, 0, FSYNC_DATASYNC, completion);
+  }
+
+  allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void {
+    // fallocate(2) by io_uring: `addr` is the length, `len` the mode.
+    this.start(OP_FALLOCATE, fd, length, mode, offset, 0, completion);
+  }
+
+  cancel(completion: Completion): void {
+    const slot = this.#completions.indexOf(completion);
+    if (slot >= 0) this.start(OP_ASYNC_CANCEL, -1, slot, 0, 0, 0, IGNORED);
+  }
+
+  // --- time, hooks, messages ------------------------------------------------------------------
+
+  now(): number {
+    return this.#now;
+  }
+
+  timer(delayMs: number, completion: Completion): number {
+    const handle = this.#timers.add(performance.now() + delayMs, completion);
+    if (!this.#running) this.#wake();
+    return handle;
+  }
+
+  cancelTimer(handle: number): void {
+    this.#timers.cancel(handle);
+  }
+
+  onTurnEnd(hook: () => void): void {
+    this.#hooks.push(hook);
+  }
+
+  onMessages(port: MessagePortLike, handler: (message: unknown) => void): Notifier {
+    if (this.#cooperative) {
+      port.on('message', handler);
+      return { wakeFd: -1, close: () => void port.off('message', handler) };
+    }
+    const fd = eventfd();
+    if (fd < 0) throw errnoError(-fd, 'Cannot make an eventfd');
+    const at = this.#allocate(8);
+    let open = true;
+    const completion: Completion = {
+      complete: () => {
+        this.#background--;
+        if (!open) {
+          fs.closeSync(fd);
+          this.arena.release(at);
+          return;
+        }
+        listen();
+        for (let m = receiveMessageOnPort(port as MessagePort); m !== undefined; m = receiveMessageOnPort(port as MessagePort)) {
+          handler(m.message);
+        }
+      },
+    };
+    const listen = (): void => {
+      this.#background++;
+      this.start(OP_READ, fd, this.arena.address + at, 8, 0, 0, completion);
+    };
+    listen();
+    return {
+      wakeFd: fd,
+      close: () => {
+        if (open) this.cancel(completion);
+        open = false;
+      },
+    };
+  }
+
+  // --- sockets --------------------------------------------------------------------------------
+
+  async listen(address: SocketAddress, options: ListenOptions, onStream: (stream: Stream) => void): Promise<Listener> {
+    const opened = openListener(await resolveHost(address), options.mode ?? 0o600);
+    return this.#accept(opened.fd, opened.address, onStream, () => {
+      if (opened.address.kind === 'unix') fs.rmSync(opened.address.path, { force: true });
+    });
+  }
+
+  async listenFd(fd: number, onStream: (stream: Stream) => void): Promise<Listener> {
+    return this.#accept(fd, { kind: 'tcp', host: '', port: boundPort(fd) }, onStream, () => {});
+  }
+
+  #accept(fd: number, address: SocketAddress, onStream: (stream: Stream) => void, onClose: () => void): Listener {
+    let open = true;
+    const completion: Completion = {
+      complete: (result) => {
+        this.#background--;
+        if (result >= 0 && !open) fs.closeSync(result);
+        else if (result >= 0) this.#accepted(result, onStream);
+        if (open) accept(result < 0 && result !== -ERRNO.ECANCELED);
+        else fs.closeSync(fd);
+      },
+    };
+    const start = (): void => {
+      this.#background++;
+      this.start(OP_ACCEPT, fd, 0, 0, 0, SOCK_CLOEXEC, completion);
+    };
+    const retry: Completion = { complete: () => (open ? start() : fs.closeSync(fd)) };
+    // Out of descriptors (EMFILE) and the like pass: trying again at once would spin.
+    const accept = (failed: boolean): void => (failed ? void this.timer(100, retry) : start());
+    accept(false);
+    return {
+      address,
+      close: () => {
+        if (!open) return;
+        open = false;
+        this.cancel(completion);
+        onClose();
+      },
+    };
+  }
+
+  #accepted(fd: number, onStream: (stream: Stream) => void): void {
+    disableNagle(fd);
+    const listsAt = this.arena.allocate(STREAM_MEMORY);
+    if (listsAt === NO_MEMORY) fs.closeSync(fd);
+    else onStream(this.#stream(fd, fd, true, listsAt));
+  }
+
+  async connect(address: SocketAddress): Promise<Stream> {
+    const resolved = await resolveHost(address);
+    const encoded = encodeAddress(resolved);
+    const fd = openSocket(resolved);
+    const at = this.#allocate(encoded.length);
+    this.arena.bytes.set(encoded, at);
+    const result = await completed((c) =>
+      this.start(OP_CONNECT, fd, this.arena.address + at, 0, encoded.length, 0, c),
+    );
+    this.arena.release(at);
+    if (result < 0) {
+      fs.closeSync(fd);
+      throw errnoError(-result, `Cannot connect to ${describe(address)}`);
+    }
+    if (resolved.kind === 'tcp') disableNagle(fd);
+    return this.#stream(fd, fd, true, this.#allocate(STREAM_MEMORY));
+  }
+
+  adopt(readFd: number, writeFd: number): Stream {
+    const isSocket = readFd === writeFd && fs.fstatSync(readFd).isSocket();
+    return this.#stream(readFd, writeFd, isSocket, this.#allocate(STREAM_MEMORY));
+  }
+
+  #stream(readFd: number, writeFd: number, isSocket: boolean, listsAt: number): Stream {
+    this.#streams++;
+    return new UringStream(this, readFd, writeFd, isSocket, listsAt);
+  }
+
+  streamClosed(_stream: UringStream, listsAt: number): void {
+    this.#streams--;
+    this.arena.release(listsAt);
+  }
+
+  #allocate(length: number): number {
+    const at = this.arena.allocate(length);
+    if (at === NO_MEMORY) throw new BlksnapError('ENOMEM', `Cannot allocate ${length} bytes: the arena is full`);
+    return at;
+  }
+
+  // --- the loop -------------------------------------------------------------------------------
+
+  get inFlight(): number {
+    return this.#completions.length - this.#freeSlots.length - this.#background;
+  }
+
+  get #idle(): boolean {
+    return this.#completions.length === this.#freeSlots.length && this.#timers.size === 0;
+  }
+
+  #wake(): void {
+    this.#running = true;
+    setImmediate(this.#loop);
+  }
+
+  #run(): void {
+    const started = performance.now();
+    do {
+      this.#turn();
+      if (this.#closed || this.#idle) {
+        this.#running = false;
+        return;
+      }
+    } while (!this.#cooperative && runMicrotasks !== undefined && this.#now - started < YIELD_EVERY_MS);
+    setImmediate(this.#loop);
+  }
+
+  #turn(): void {
+    const ring = this.#ring;
+    ring.enter(1, this.#waitMs());
+    this.#gathered = 0;
+    this.#now = performance.now();
+    ring.reap(this.#sink);
+    this.#timers.expire(this.#now);
+    for (const hook of this.#hooks) hook();
+    if (runMicrotasks !== undefined) runMicrotasks();
+  }
+
+  /** How long the kernel may let us sleep: until the next timer, or -1. */
+  #waitMs(): number {
+    const next = this.#timers.next;
+    if (next === Infinity) return this.#cooperative ? COOPERATIVE_WAIT_MS : -1;
+    const wait = Math.max(0, next - performance.now());
+    return this.#cooperative ? Math.min(wait, COOPERATIVE_WAIT_MS) : wait;
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    // Cancelled listeners and wake-ups end in the next turns.
+    for (let i = 0; i < 1000 && !this.#idle; i++) await completed((c) => void this.timer(1, c));
+    assert(this.#idle && this.#streams === 0, 'everything opened through the reactor was closed');
+    this.#closed = true;
+    this.#ring.close();
+    unmap(this.arena.address, this.arena.size);
+    unmap(this.#gatherAddress, GATHER_SEGMENTS * 16);
+  }
+}
