@@ -1,0 +1,246 @@
+/** Copies ranges of a device to a sink: reads run ahead, writes start in the order of offsets.
+ *
+ *  What reads as zeros is never written as data: zero extents are not even read, and data is looked
+ *  through granule by granule. The memory is fixed: a few pieces of the reactor's arena, taken
+ *  at the start, at most half of it, so that the sink finds room too.
+ *  Fails with the first error, after everything under way has ended. */
+
+import { runBio, READ } from '../block/bio.ts';
+import type { BioPool } from '../block/bio.ts';
+import type { BlockDevice } from '../block/device.ts';
+import { NO_MEMORY } from '../io/arena.ts';
+import type { Reactor } from '../io/reactor.ts';
+import { BlksnapError, errnoError } from '../util/errors.ts';
+import { MIB, alignDown, alignUp } from '../util/units.ts';
+import { totalBytes } from './ranges.ts';
+import type { ByteRange } from './ranges.ts';
+
+const PIECE_BYTES = MIB;
+const PIECES = 8;
+/** How far ahead one question about extents reaches. */
+const EXTENTS_AHEAD_BYTES = 1024 * MIB;
+const PROGRESS_INTERVAL_MS = 100;
+
+/** Where copies go. Calls come in order of offset; the next may come before the last has ended. */
+export interface CopySink {
+  /** The memory at `at` stays untouched until the promise resolves. */
+  write(offset: number, at: number, length: number): Promise<void>;
+  zero(offset: number, length: number): Promise<void>;
+}
+
+export interface CopyProgress {
+  /** Bytes of the disk dealt with, and to deal with in all. */
+  readonly bytesDone: number;
+  readonly bytesTotal: number;
+  /** Bytes read from the source, and handed on as data. */
+  readonly bytesRead: number;
+  readonly bytesStored: number;
+  readonly seconds: number;
+}
+
+export interface CopyContext {
+  readonly reactor: Reactor;
+  readonly pool: BioPool;
+  /** Called about ten times a second, and at the end. */
+  readonly onProgress?: ((progress: CopyProgress) => void) | undefined;
+  /** Aborted: the copy fails with ECANCELED. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Copies `ranges` (in order, aligned to `granule` but for the device's end). */
+export async function copyRanges(
+  from: BlockDevice,
+  to: CopySink,
+  options: CopyContext & { readonly ranges: readonly ByteRange[]; readonly granule: number },
+): Promise<CopyProgress> {
+  const copy = new Copy(from, to, options);
+  try {
+    for (const range of options.ranges) await copy.range(range);
+  } catch (cause) {
+    copy.fail(cause);
+  }
+  return await copy.end();
+}
+
+class Copy {
+  readonly #from: BlockDevice;
+  readonly #to: CopySink;
+  readonly #context: CopyContext;
+  readonly #granule: number;
+  readonly #zeros: Buffer;
+  /** The arena, as something that compares fast. */
+  readonly #memory: Buffer;
+  readonly #pieces: number[] = [];
+  readonly #free: number[] = [];
+  #wake: (() => void) | null = null;
+  #error: unknown = null;
+  /** Resolves when everything handed in so far has been started on the sink. */
+  #started: Promise<void> = Promise.resolve();
+  readonly #bytesTotal: number;
+  #bytesDone = 0;
+  #bytesRead = 0;
+  #bytesStored = 0;
+  readonly #startMs: number;
+  #reportedMs: number;
+
+  constructor(from: BlockDevice, to: CopySink, options: CopyContext & { readonly ranges: readonly ByteRange[]; readonly granule: number }) {
+    this.#from = from;
+    this.#to = to;
+    this.#context = options;
+    this.#granule = options.granule;
+    this.#zeros = Buffer.alloc(options.granule);
+    this.#bytesTotal = totalBytes(options.ranges);
+    const { arena } = options.reactor;
+    this.#memory = Buffer.from(arena.bytes.buffer, arena.bytes.byteOffset, arena.size);
+    const limit = Math.max(1, Math.min(PIECES, Math.floor(arena.size / 2 / PIECE_BYTES)));
+    for (let at = 0; this.#pieces.length < limit && (at = arena.allocate(PIECE_BYTES)) !== NO_MEMORY; ) this.#pieces.push(at);
+    this.#free.push(...this.#pieces);
+    if (this.#pieces.length === 0) throw new BlksnapError('ENOMEM', `Cannot copy: no ${PIECE_BYTES} bytes of buffer memory are free`);
+    this.#startMs = performance.now();
+    this.#reportedMs = this.#startMs;
+  }
+
+  fail(cause: unknown): void {
+    this.#error ??= cause;
+  }
+
+  /** Goes through the extents of a range. A granule with any data in it is data. */
+  async range({ offset, length }: ByteRange): Promise<void> {
+    const end = offset + length;
+    let dealtWith = offset;
+    for (let position = offset; position < end; ) {
+      const extents = await this.#from.extents(position, Math.min(end - position, EXTENTS_AHEAD_BYTES));
+      for (const extent of extents) {
+        const extentEnd = Math.min(position + extent.length, end);
+        if (!extent.zero) {
+          const dataStart = Math.max(dealtWith, alignDown(position, this.#granule));
+          const dataEnd = Math.min(alignUp(extentEnd, this.#granule), end);
+          if (dataStart > dealtWith) await this.#zero(dealtWith, dataStart - dealtWith);
+          for (let at = dataStart; at < dataEnd; at += PIECE_BYTES) await this.#data(at, Math.min(PIECE_BYTES, dataEnd - at));
+          dealtWith = Math.max(dealtWith, dataEnd);
+        }
+        position = extentEnd;
+      }
+    }
+    if (end > dealtWith) await this.#zero(dealtWith, end - dealtWith);
+  }
+
+  /** Waits for what is under way, gives the memory back, and tells how it went. */
+  async end(): Promise<CopyProgress> {
+    while (this.#free.length < this.#pieces.length) await this.#nextFree();
+    await this.#started;
+    for (const at of this.#pieces) this.#context.reactor.arena.release(at);
+    if (this.#error !== null) throw this.#error;
+    const progress = this.#progress();
+    this.#context.onProgress?.(progress);
+    return progress;
+  }
+
+  #checkGoingOn(): void {
+    if (this.#context.signal?.aborted === true) throw new BlksnapError('ECANCELED', 'Canceled');
+    if (this.#error !== null) throw this.#error;
+  }
+
+  /** A piece of memory to work with. Throws when there is no point in going on. */
+  async #piece(): Promise<number> {
+    for (;;) {
+      this.#checkGoingOn();
+      const at = this.#free.pop();
+      if (at !== undefined) return at;
+      await this.#nextFree();
+    }
+  }
+
+  #nextFree(): Promise<void> {
+    return new Promise((resolve) => (this.#wake = resolve));
+  }
+
+  #giveBack(at: number): void {
+    this.#free.push(at);
+    this.#wake?.();
+    this.#wake = null;
+  }
+
+  async #data(offset: number, length: number): Promise<void> {
+    const at = await this.#piece();
+    const reading = runBio(this.#context.pool, this.#from, { op: READ, offset, length, at });
+    const turn = this.#started;
+    let start!: () => void;
+    this.#started = new Promise((resolve) => (start = resolve));
+    void this.#store(offset, at, length, { reading, turn, start });
+  }
+
+  /** Writes a piece once it is read and the piece before has been started. Never rejects. */
+  async #store(
+    offset: number,
+    at: number,
+    length: number,
+    order: { readonly reading: Promise<number>; readonly turn: Promise<void>; readonly start: () => void },
+  ): Promise<void> {
+    try {
+      const status = await order.reading;
+      if (status !== 0) throw errnoError(status, `Cannot read ${length} bytes at offset ${offset} of "${this.#from.name}"`);
+      this.#bytesRead += length;
+      await order.turn;
+      if (this.#error !== null) return;
+      const writes = this.#startWrites(offset, at, length);
+      order.start();
+      // Not `all`: the memory may be given back only when every write has ended.
+      for (const outcome of await Promise.allSettled(writes)) if (outcome.status === 'rejected') throw outcome.reason;
+      this.#advance(length);
+    } catch (cause) {
+      this.fail(cause);
+    } finally {
+      order.start();
+      this.#giveBack(at);
+    }
+  }
+
+  #startWrites(offset: number, at: number, length: number): Array<Promise<void>> {
+    const writes: Array<Promise<void>> = [];
+    for (let start = 0; start < length; ) {
+      const zero = this.#isZero(at + start, Math.min(this.#granule, length - start));
+      let end = start + this.#granule;
+      while (end < length && this.#isZero(at + end, Math.min(this.#granule, length - end)) === zero) end += this.#granule;
+      const run = Math.min(end, length) - start;
+      if (zero) {
+        writes.push(this.#to.zero(offset + start, run));
+      } else {
+        writes.push(this.#to.write(offset + start, at + start, run));
+        this.#bytesStored += run;
+      }
+      start += run;
+    }
+    return writes;
+  }
+
+  #isZero(at: number, length: number): boolean {
+    return this.#memory[at] === 0 && this.#memory.compare(this.#zeros, 0, length, at, at + length) === 0;
+  }
+
+  async #zero(offset: number, length: number): Promise<void> {
+    await this.#started;
+    this.#checkGoingOn();
+    await this.#to.zero(offset, length);
+    this.#advance(length);
+  }
+
+  #advance(length: number): void {
+    this.#bytesDone += length;
+    if (this.#context.onProgress === undefined) return;
+    const now = performance.now();
+    if (now - this.#reportedMs < PROGRESS_INTERVAL_MS) return;
+    this.#reportedMs = now;
+    this.#context.onProgress(this.#progress());
+  }
+
+  #progress(): CopyProgress {
+    return {
+      bytesDone: this.#bytesDone,
+      bytesTotal: this.#bytesTotal,
+      bytesRead: this.#bytesRead,
+      bytesStored: this.#bytesStored,
+      seconds: (performance.now() - this.#startMs) / 1000,
+    };
+  }
+}

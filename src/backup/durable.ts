@@ -1,0 +1,46 @@
+/** Files that are there whole after a crash, or not at all: temporary name, sync, rename, sync of
+ *  the directory. Synchronous, since these are small and run on reactor threads too. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+
+/** Ends the name of a file that is not complete yet. */
+export const PARTIAL = '.partial';
+
+/** Puts `text` in place of the file's content, all or nothing. */
+export function replaceFile(file: string, text: string): void {
+  const partial = file + PARTIAL;
+  const fd = fs.openSync(partial, 'w', 0o644);
+  try {
+    fs.writeFileSync(fd, text);
+    fs.fsyncSync(fd);
+  } finally {
+    fs.closeSync(fd);
+  }
+  renameDurably(partial, file);
+}
+
+/** Renames within a directory, and returns when the new name is on stable storage. */
+export function renameDurably(from: string, to: string): void {
+  fs.renameSync(from, to);
+  syncDirectory(path.dirname(to));
+}
+
+export function syncDirectory(directory: string): void {
+  const fd = fs.openSync(directory, 'r');
+  try {
+    fs.fsyncSync(fd);
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/** Makes a directory and those above it. */
+export function makeDirectoryDurably(directory: string): void {
+  if (fs.mkdirSync(directory, { recursive: true }) !== undefined) syncDirectory(path.dirname(directory));
+}
+
+/** Bytes of a file, or null when there is none. */
+export function fileSize(file: string): number | null {
+  return fs.statSync(file, { throwIfNoEntry: false })?.size ?? null;
+}
