@@ -1,0 +1,22 @@
+/** Test projects. `unit` stands beside the code and is part of the gate; `frame` watches the form of the
+ *  project itself; `system` spans files and talks to real clients, and runs in `npm test` alone. */
+
+import { defineConfig } from 'vitest/config';
+
+const FRAME = ['test/tidy*.test.ts', 'test/layers.test.ts'];
+
+export default defineConfig({
+  test: {
+    testTimeout: 30_000,
+    hookTimeout: 30_000,
+    coverage: { provider: 'v8', include: ['src/**/*.ts'], exclude: ['src/**/*.test.ts'] },
+    projects: [
+      { extends: true, test: { name: 'unit', include: ['src/**/*.test.ts'] } },
+      { extends: true, test: { name: 'frame', include: FRAME } },
+      {
+        extends: true,
+        test: { name: 'system', include: ['test/**/*.test.ts'], exclude: FRAME, testTimeout: 120_000 },
+      },
+    ],
+  },
+});
