@@ -26,7 +26,7 @@ import type {
   Stream,
 } from '../reactor.ts';
 import { completed } from '../reactor.ts';
-import { eventfd, mapAnonymous, unmap } from '../sys.ts';
+import { eventfd, mapAnonymous, shutdownSocket, unmap } from '../sys.ts';
 import {
   OP_ACCEPT,
   OP_ASYNC_CANCEL,
@@ -229,6 +229,7 @@ export class UringReactor implements Reactor, StreamHost {
   async listen(address: SocketAddress, options: ListenOptions, onStream: (stream: Stream) => void): Promise<Listener> {
     const opened = openListener(await resolveHost(address), options.mode ?? 0o600);
     return this.#accept(opened.fd, opened.address, onStream, () => {
+      shutdownSocket(opened.fd); // From here on nobody connects, though the descriptor goes a turn later.
       if (opened.address.kind === 'unix') fs.rmSync(opened.address.path, { force: true });
     });
   }

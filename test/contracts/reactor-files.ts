@@ -1,0 +1,186 @@
+/** The reactor contract, part one: files. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { ALLOCATE_PUNCH_HOLE, ALLOCATE_RESERVE, ALLOCATE_ZERO_RANGE } from '../../src/io/reactor.ts';
+import { ERRNO } from '../../src/util/errors.ts';
+import { GIB, KIB, MIB } from '../../src/util/units.ts';
+import { endsLater, reactorBench } from './reactor-bench.ts';
+import type { OpenReactor } from './reactor-bench.ts';
+
+const pattern = (length: number, seed = 7): Uint8Array => Uint8Array.from({ length }, (_, i) => (i * seed + (i >> 8)) & 0xff);
+
+export function fileContract(open: OpenReactor): void {
+  describe('files', () => {
+    const bench = reactorBench(open);
+
+    it('reads what lies at an offset', async () => {
+      const { reactor, memory, bytes, file, run } = bench();
+      const content = pattern(3 * 4096);
+      const fd = file('a', content);
+      const at = memory(8192);
+      expect(await run((c) => reactor.read(fd, at, 8192, 512, c))).toBe(8192);
+      expect(bytes(at, 8192)).toEqual(content.subarray(512, 512 + 8192));
+    });
+
+    it('reports a short read at the end, and 0 past it', async () => {
+      const { reactor, memory, bytes, file, run } = bench();
+      const fd = file('a', pattern(1000));
+      const at = memory(4096);
+      bytes(at, 4096).fill(0xee);
+      expect(await run((c) => reactor.read(fd, at, 4096, 900, c))).toBe(100);
+      expect(bytes(at, 101)[100]).toBe(0xee);
+      expect(await run((c) => reactor.read(fd, at, 4096, 1000, c))).toBe(0);
+      expect(await run((c) => reactor.read(fd, at, 4096, 5000, c))).toBe(0);
+    });
+
+    it('writes beyond 4 GiB', async () => {
+      const { reactor, dir, memory, bytes, file, run } = bench();
+      const fd = file('sparse');
+      const offset = 5 * GIB + 512;
+      const at = memory(512);
+      bytes(at, 512).set(pattern(512));
+      expect(await run((c) => reactor.write(fd, at, 512, offset, false, c))).toBe(512);
+      expect(fs.statSync(path.join(dir, 'sparse')).size).toBe(offset + 512);
+      bytes(at, 512).fill(0);
+      expect(await run((c) => reactor.read(fd, at, 512, offset, c))).toBe(512);
+      expect(bytes(at, 512)).toEqual(pattern(512));
+      const low = Buffer.alloc(512);
+      fs.readSync(fd, low, 0, 512, offset % 2 ** 32);
+      expect(low.every((byte) => byte === 0)).toBe(true);
+    });
+
+    it('writes durably', async () => {
+      const { reactor, dir, memory, bytes, file, run } = bench();
+      const fd = file('a');
+      const at = memory(4096);
+      bytes(at, 4096).fill(0x5a);
+      expect(await run((c) => reactor.write(fd, at, 4096, 4096, true, c))).toBe(4096);
+      expect(fs.readFileSync(path.join(dir, 'a')).subarray(4096).every((byte) => byte === 0x5a)).toBe(true);
+      expect(await run((c) => reactor.sync(fd, c))).toBe(0);
+    });
+
+    it('gathers segments into one write, in order', async () => {
+      const { reactor, dir, memory, bytes, file, run } = bench();
+      const fd = file('a', new Uint8Array(4096));
+      const [a, b, c] = [memory(4096), memory(4096), memory(4096)];
+      bytes(a, 100).fill(1);
+      bytes(b, 4096).fill(2);
+      bytes(c, 3).fill(3);
+      const segments = Float64Array.of(b, 4096, a, 100, c, 3, a, 100);
+      expect(await run((done) => reactor.writeGather(fd, segments, 4, 10, done))).toBe(4299);
+      const written = fs.readFileSync(path.join(dir, 'a')).subarray(10);
+      expect([written[0], written[4095], written[4096], written[4195], written[4196], written[4199], written[4298]]).toEqual([
+        2, 2, 1, 1, 3, 1, 1,
+      ]);
+      expect(written.length).toBe(4299);
+    });
+
+    it('gathers 1024 segments', async () => {
+      const { reactor, dir, memory, bytes, file, run } = bench();
+      const fd = file('a');
+      const at = memory(1024 * 512);
+      bytes(at, 1024 * 512).set(pattern(1024 * 512));
+      const segments = new Float64Array(2048);
+      for (let i = 0; i < 1024; i++) segments.set([at + (1023 - i) * 512, 512], i * 2);
+      expect(await run((c) => reactor.writeGather(fd, segments, 1024, 0, c))).toBe(1024 * 512);
+      const written = fs.readFileSync(path.join(dir, 'a'));
+      for (const i of [0, 1, 500, 1023]) {
+        expect(written.subarray(i * 512, i * 512 + 512).equals(bytes(at + (1023 - i) * 512, 512))).toBe(true);
+      }
+    });
+
+    it('keeps many operations under way apart', async () => {
+      const { reactor, memory, bytes, file, run } = bench();
+      const fd = file('a', new Uint8Array(MIB));
+      const at = memory(MIB);
+      for (let i = 0; i < 256; i++) bytes(at + i * 4096, 4096).fill(i);
+      const writes = Array.from({ length: 256 }, (_, i) =>
+        run((c) => reactor.write(fd, at + i * 4096, 4096, (255 - i) * 4096, false, c)),
+      );
+      expect(reactor.inFlight).toBe(256);
+      expect(new Set(await Promise.all(writes))).toEqual(new Set([4096]));
+      expect(reactor.inFlight).toBe(0);
+      expect(await run((c) => reactor.read(fd, at, MIB, 0, c))).toBe(MIB);
+      for (let i = 0; i < 256; i++) expect(bytes(at, MIB)[i * 4096 + 17]).toBe(255 - i);
+    });
+
+    it('takes a completion that starts the next operation', async () => {
+      const { reactor, memory, file, run } = bench();
+      const fd = file('a', new Uint8Array(64 * KIB));
+      const at = memory(4096);
+      let left = 2000;
+      const end = await run((done) => {
+        const chain = {
+          complete(result: number): void {
+            if (result !== 4096 || --left === 0) done.complete(result);
+            else reactor.read(fd, at, 4096, (left % 16) * 4096, chain);
+          },
+        };
+        reactor.read(fd, at, 4096, 0, chain);
+      });
+      expect([end, left]).toEqual([4096, 0]);
+    });
+
+    it('punches holes, zeroes ranges and reserves space', async () => {
+      const { reactor, dir, file, run } = bench();
+      const fd = file('a', pattern(MIB));
+      const blocks = (): number => fs.statSync(path.join(dir, 'a')).blocks;
+      const before = blocks();
+      const punched = await run((c) => reactor.allocate(fd, ALLOCATE_PUNCH_HOLE, 64 * KIB, 256 * KIB, c));
+      if (punched === -ERRNO.EOPNOTSUPP) return;
+      expect(punched).toBe(0);
+      expect(blocks()).toBeLessThan(before);
+      const zeroed = await run((c) => reactor.allocate(fd, ALLOCATE_ZERO_RANGE, 512 * KIB, 4096, c));
+      expect([0, -ERRNO.EOPNOTSUPP]).toContain(zeroed);
+      const content = fs.readFileSync(path.join(dir, 'a'));
+      const wanted = pattern(MIB);
+      wanted.fill(0, 64 * KIB, 320 * KIB);
+      if (zeroed === 0) wanted.fill(0, 512 * KIB, 516 * KIB);
+      expect(content.equals(wanted)).toBe(true);
+      expect(await run((c) => reactor.allocate(fd, ALLOCATE_RESERVE, MIB, MIB, c))).toBe(0);
+      expect(fs.statSync(path.join(dir, 'a')).size).toBe(2 * MIB);
+    });
+
+    it('ends operations on a bad descriptor with EBADF', async () => {
+      const { reactor, memory, run } = bench();
+      const at = memory(4096);
+      const segments = Float64Array.of(at, 512);
+      for (const fd of [-1, 999_999]) {
+        expect(await run((c) => reactor.read(fd, at, 512, 0, c))).toBe(-ERRNO.EBADF);
+        expect(await run((c) => reactor.write(fd, at, 512, 0, false, c))).toBe(-ERRNO.EBADF);
+        expect(await run((c) => reactor.write(fd, at, 512, 0, true, c))).toBe(-ERRNO.EBADF);
+        expect(await run((c) => reactor.writeGather(fd, segments, 1, 0, c))).toBe(-ERRNO.EBADF);
+        expect(await run((c) => reactor.sync(fd, c))).toBe(-ERRNO.EBADF);
+        expect([-ERRNO.EBADF, -ERRNO.EOPNOTSUPP]).toContain(
+          await run((c) => reactor.allocate(fd, ALLOCATE_RESERVE, 0, 512, c)),
+        );
+      }
+    });
+
+    it('refuses to write to a descriptor opened for reading', async () => {
+      const { reactor, dir, memory, file, run } = bench();
+      file('a', pattern(512));
+      const fd = fs.openSync(path.join(dir, 'a'), 'r');
+      const at = memory(512);
+      expect(await run((c) => reactor.write(fd, at, 512, 0, false, c))).toBe(-ERRNO.EBADF);
+      fs.closeSync(fd);
+      expect(fs.readFileSync(path.join(dir, 'a')).equals(pattern(512))).toBe(true);
+    });
+
+    it('never completes before the starting call returns', async () => {
+      const { reactor, memory, file } = bench();
+      const fd = file('a', pattern(4096));
+      const at = memory(4096);
+      const segments = Float64Array.of(at, 512);
+      expect(await endsLater((c) => reactor.read(fd, at, 512, 0, c))).toBe(512);
+      expect(await endsLater((c) => reactor.read(-1, at, 512, 0, c))).toBe(-ERRNO.EBADF);
+      expect(await endsLater((c) => reactor.write(fd, at, 512, 0, true, c))).toBe(512);
+      expect(await endsLater((c) => reactor.writeGather(fd, segments, 1, 0, c))).toBe(512);
+      expect(await endsLater((c) => reactor.sync(fd, c))).toBe(0);
+      await endsLater((c) => reactor.allocate(fd, ALLOCATE_RESERVE, 0, 512, c));
+      await endsLater((c) => void reactor.timer(0, c));
+    });
+  });
+}
