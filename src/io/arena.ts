@@ -26,6 +26,8 @@ export class Arena {
   /** The largest length that can ever be allocated. */
   readonly largest: number;
 
+  /** Place of block 0. */
+  readonly #start: number;
   /** Per block that starts a buffer or a free run: its order, with FREE set when free. Elsewhere INSIDE. */
   readonly #state: Uint8Array;
   /** Per order: stack of free block numbers. */
@@ -37,13 +39,16 @@ export class Arena {
   #waiters: Array<() => void> = [];
   #waking = false;
 
-  /** `memory` must be a multiple of 4 KiB; a size that is not a power of two is used in full all the same. */
-  constructor(memory: ArrayBuffer, address: number) {
-    assert(memory.byteLength >= ARENA_BLOCK && memory.byteLength % ARENA_BLOCK === 0, 'arena size is whole blocks');
+  /** `memory` must be a multiple of 4 KiB; a size that is not a power of two is used in full all the same.
+   *  With `part`, the arena lends only that part of the memory: a reserve cut out of a larger
+   *  arena, whose places mean the same in both. */
+  constructor(memory: ArrayBuffer, address: number, part?: { readonly at: number; readonly length: number }) {
     this.bytes = new Uint8Array(memory);
     this.view = new DataView(memory);
     this.address = address;
-    this.size = memory.byteLength;
+    this.size = part?.length ?? memory.byteLength;
+    this.#start = part?.at ?? 0;
+    assert(this.size >= ARENA_BLOCK && this.size % ARENA_BLOCK === 0, 'arena size is whole blocks');
     const blocks = this.size / ARENA_BLOCK;
     this.#orders = 32 - Math.clz32(blocks);
     this.largest = ARENA_BLOCK * 2 ** (this.#orders - 1);
@@ -68,16 +73,16 @@ export class Arena {
   allocate(length: number): number {
     const order = length <= ARENA_BLOCK ? 0 : 32 - Math.clz32(Math.ceil(length / ARENA_BLOCK) - 1);
     const block = this.#take(order);
-    if (block >= 0) return block * ARENA_BLOCK;
+    if (block >= 0) return this.#start + block * ARENA_BLOCK;
     if (!this.#unjoined || order === 0 || order >= this.#orders) return NO_MEMORY;
     this.#join();
     const joined = this.#take(order);
-    return joined >= 0 ? joined * ARENA_BLOCK : NO_MEMORY;
+    return joined >= 0 ? this.#start + joined * ARENA_BLOCK : NO_MEMORY;
   }
 
   /** Takes a lent buffer back. Waiters run before this returns. */
   release(at: number): void {
-    const block = at / ARENA_BLOCK;
+    const block = (at - this.#start) / ARENA_BLOCK;
     const order = this.#state[block]!;
     assert(order < FREE, 'arena buffer was lent out');
     this.#lent -= 2 ** order;
@@ -132,9 +137,14 @@ export class Arena {
 
   #wake(): void {
     this.#waking = true;
-    const waiters = this.#waiters;
-    this.#waiters = [];
-    for (const waiter of waiters) waiter();
+    let lentBefore: number;
+    do {
+      lentBefore = this.#lent;
+      const waiters = this.#waiters;
+      this.#waiters = [];
+      for (const waiter of waiters) waiter();
+      // A waiter that gave memory back may have made room for one that had just tried in vain.
+    } while (this.#lent < lentBefore && this.#waiters.length > 0);
     this.#waking = false;
   }
 }
