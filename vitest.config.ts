@@ -7,6 +7,7 @@ const FRAME = ['test/tidy*.test.ts', 'test/layers.test.ts'];
 
 export default defineConfig({
   test: {
+    reporters: ['./test/skip-reporter.ts', 'default'],
     testTimeout: 30_000,
     hookTimeout: 30_000,
     coverage: { provider: 'v8', include: ['src/**/*.ts'], exclude: ['src/**/*.test.ts'] },

@@ -1,0 +1,55 @@
+/** The programs that tests and the benchmark talk to, the Debian packages that bring them, and how to get
+ *  them. Plain Node, no packages. */
+
+import { spawnSync } from 'node:child_process';
+import { accessSync, constants, existsSync } from 'node:fs';
+import path from 'node:path';
+
+/** Program, or path that must exist, by Debian package. */
+const PACKAGES = new Map([
+  ['qemu-utils', ['qemu-img', 'qemu-io', 'qemu-nbd']],
+  ['libnbd-bin', ['nbdinfo', 'nbdcopy']],
+  ['python3-libnbd', ['/usr/lib/python3/dist-packages/nbd.py']],
+  ['nbdkit', ['nbdkit']],
+  ['nbd-client', ['nbd-client']],
+  ['fio', ['fio']],
+  ['e2fsprogs', ['mkfs.ext4', 'debugfs']],
+]);
+
+const PLACES = [...(process.env['PATH'] ?? '').split(path.delimiter), '/usr/sbin', '/sbin'];
+
+/** Where a program is, or undefined.
+ *  @param {string} name */
+export function findProgram(name) {
+  return PLACES.map((place) => path.join(place, name)).find((file) => {
+    try {
+      accessSync(file, constants.X_OK);
+      return true;
+    } catch {
+      return false;
+    }
+  });
+}
+
+/** Debian packages of which something is missing here.
+ *  @returns {string[]} */
+export function missingPackages() {
+  const missing = [...PACKAGES].filter(([, parts]) =>
+    parts.some((part) => (part.startsWith('/') ? !existsSync(part) : findProgram(part) === undefined)),
+  );
+  return missing.map(([name]) => name);
+}
+
+/** Whether packages can be installed here: root, and apt-get. */
+export function canInstall() {
+  return process.getuid?.() === 0 && findProgram('apt-get') !== undefined;
+}
+
+/** Installs Debian packages. Returns whether apt-get was content.
+ *  @param {readonly string[]} packages */
+export function installDebianPackages(packages) {
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
+  /** @param {readonly string[]} args */
+  const apt = (args) => spawnSync('apt-get', args, { env, stdio: ['ignore', 'ignore', 'inherit'] }).status === 0;
+  return apt(['update', '-q']) && apt(['install', '-q', '-y', '--no-install-recommends', ...packages]);
+}
