@@ -13,7 +13,7 @@ export const ROOT = fileURLToPath(new URL('..', import.meta.url));
  *  @param {Parameters<typeof styleText>[0]} style
  *  @param {string} text */
 export function styled(style, text) {
-  const plain = process.stdout.isTTY !== true || (process.env['NO_COLOR'] ?? '') !== '';
+  const plain = !process.stdout.isTTY || (process.env['NO_COLOR'] ?? '') !== '';
   return plain ? text : styleText(style, text);
 }
 

@@ -7,7 +7,7 @@ import { describe, expect, it } from 'vitest';
 
 const ROOT = path.join(import.meta.dirname, '..');
 const PLACES = ['.ci', 'bench', 'bin', 'docs', 'scripts', 'src', 'test'];
-const MAX_LINE = 140;
+const MAX_LINE = 160; // the formatter wraps at 120, but for messages
 const MAX_FILE_LINES = 500;
 
 /** Written apart, so that this file passes its own test. */
@@ -25,7 +25,7 @@ const WORDS = [
 const VAGUE_NAME = /util|helper|manager|misc|common/i;
 
 /** Beyond ASCII: what units, ranges, arrows, pictures and progress bars need. */
-const CHARACTERS = new Set('µ×…–—±≥≤≠→←↑↓↔·•✓✗▸█░▏▎▍▌▋▊▉─│┌┐└┘├┤┬┴┼▼▲ß');
+const FOREIGN = /[^ -~µ×…–—±≥≤≠→←↑↓↔·•✓✗▸█░▏▎▍▌▋▊▉─│┌┐└┘├┤┬┴┼▼▲]/;
 
 interface SourceFile {
   readonly name: string;
@@ -63,8 +63,10 @@ describe('tidy', () => {
     expect(names).toContain('README.md');
   });
 
-  it('opens every code file with a comment', () => {
-    const bare = code.filter(({ text }) => !/^(?:#!.*\n)?(?:\/\*\*|\/\/|#) ?\S/.test(text));
+  it('opens every code file with a comment, but a test beside its subject', () => {
+    const bare = code.filter(
+      ({ name, text }) => !/^src\/.*\.test\.ts$/.test(name) && !/^(?:#!.*\n)?(?:\/\*\*|\/\/|#) ?\S/.test(text),
+    );
     expect(bare.map(({ name }) => name)).toEqual([]);
   });
 
@@ -86,8 +88,7 @@ describe('tidy', () => {
   });
 
   it('uses only the characters it needs', () => {
-    const foreign = (line: string): boolean => [...line].some((one) => one > '~' && !CHARACTERS.has(one));
-    expect(linesWhere(files, (line) => foreign(line) || /[\t\r]|\s$/.test(line))).toEqual([]);
+    expect(linesWhere(files, (line) => FOREIGN.test(line) || line.endsWith(' '))).toEqual([]);
   });
 
   it('says why wherever it switches a rule off or skips a test', () => {
