@@ -6,6 +6,7 @@
 
 import os from 'node:os';
 import koffi from 'koffi';
+import { errnoError } from '../util/errors.ts';
 
 const MAP_SHARED = 1;
 const MAP_PRIVATE = 2;
@@ -27,7 +28,9 @@ interface Libc {
   fallocate(fd: number, mode: number, offset: Num, length: Num): number;
   fcntl(fd: number, command: number, argument: Uint8Array): number;
   ioctl(fd: number, request: Num, argument: Uint8Array): number;
+  statx(directoryFd: number, path: string, flags: number, mask: number, result: Uint8Array): number;
   eventfd(initial: number, flags: number): number;
+  memfd_create(name: string, flags: number): number;
   socket(domain: number, type: number, protocol: number): number;
   bind(fd: number, address: Uint8Array, length: number): number;
   listen(fd: number, backlog: number): number;
@@ -56,7 +59,9 @@ function libc(): Libc {
     fallocate: bind('int fallocate(int, int, int64_t, int64_t)'),
     fcntl: bind('int fcntl(int, int, void*)'),
     ioctl: bind('int ioctl(int, unsigned long, void*)'),
+    statx: bind('int statx(int, const char*, int, uint32_t, void*)'),
     eventfd: bind('int eventfd(uint32_t, int)'),
+    memfd_create: bind('int memfd_create(const char*, uint32_t)'),
     socket: bind('int socket(int, int, int)'),
     bind: bind('int bind(int, void*, uint32_t)'),
     listen: bind('int listen(int, int)'),
@@ -133,10 +138,32 @@ export function ioctl(fd: number, request: number, argument: Uint8Array): number
   return checked(libc().ioctl(fd, request, argument));
 }
 
+const AT_EMPTY_PATH = 0x1000;
+const STATX_DIOALIGN = 0x2000;
+
+/** What O_DIRECT on this file asks of memory and of offsets, bytes; 0 when the file cannot do it, null
+ *  when the kernel (before 6.1) or the file system does not say. */
+export function directAlignment(fd: number): { readonly memory: number; readonly offset: number } | null {
+  const result = new DataView(new ArrayBuffer(256)); // struct statx
+  const status = checked(libc().statx(fd, '', AT_EMPTY_PATH, STATX_DIOALIGN, new Uint8Array(result.buffer)));
+  const littleEndian = os.endianness() === 'LE';
+  if (status < 0 || (result.getUint32(0, littleEndian) & STATX_DIOALIGN) === 0) return null;
+  return { memory: result.getUint32(152, littleEndian), offset: result.getUint32(156, littleEndian) };
+}
+
 const EFD_CLOEXEC = 0x80000;
 
 export function eventfd(): number {
   return checked(libc().eventfd(0, EFD_CLOEXEC));
+}
+
+const MFD_CLOEXEC = 1;
+
+/** A file in memory without a name; its descriptor. Errors: ENOMEM, EMFILE. */
+export function memoryFile(name: string): number {
+  const fd = checked(libc().memfd_create(name, MFD_CLOEXEC));
+  if (fd < 0) throw errnoError(-fd, 'Cannot make a file in memory');
+  return fd;
 }
 
 export const AF_UNIX = 1;

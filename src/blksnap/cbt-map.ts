@@ -1,0 +1,248 @@
+/** Changed-block tracking: one byte per tracking block, the number of the last snapshot period in
+ *  which the block changed.
+ *
+ *  Invariants: 0 <= map[i] <= changeNumber <= 255; unknown always means full: whenever history is
+ *  in doubt the map is zeroed and gets a new generation id, which tells every reader to start over.
+ *
+ *  The map is an mmap'ed file, so a killed process loses nothing: a mark is in the page cache before
+ *  the write that it stands for is submitted. Without a path it lives in memory and dies with us.
+ *
+ *  File, little-endian: a header of 4096 bytes, then the map.
+ *     0 magic "BLKSNCBT"   8 version u32        12 log2 of the block size u32
+ *    16 device size u64   24 change number u32  28 clean u32 (1: detached in order)
+ *    32 generation id, 36 characters            72 boot id, 36 characters
+ *   112 origin kind u32 (0 none, 1 file, 2 device)
+ *   120 origin id u64    128 origin version u64 (both as of attach, then as of detach)
+ *   136 time of the last mark f64 (ms since 1970)
+ *
+ *  Does no I/O but its own file's; knows nothing of chunks or snapshots. */
+
+import crypto from 'node:crypto';
+import fs from 'node:fs';
+import { toBlksnapError, errnoError } from '../util/errors.ts';
+import { mapShared, syncMapping, unmap } from '../io/sys.ts';
+import type { Mapping } from '../io/sys.ts';
+import { bootId, originIdentity } from './origin-identity.ts';
+import type { OriginIdentity } from './origin-identity.ts';
+
+const MAGIC = 'BLKSNCBT';
+const VERSION = 1;
+const HEADER = 4096;
+const LAST_MARK = 136;
+const MAX_NUMBER = 255;
+/** A write under way when its process is killed may still reach the file this much later. */
+const KILL_SLACK_MS = 1000;
+
+/** Size rule of the kernel module: 64 KiB blocks, doubled until there are at most 2 Mi, never above 64 MiB. */
+export interface TrackingLimits {
+  readonly minShift: number;
+  readonly maxShift: number;
+  readonly maxCount: number;
+}
+export const TRACKING_LIMITS: TrackingLimits = { minShift: 16, maxShift: 26, maxCount: 2 * 1024 * 1024 };
+
+export function trackingShift(deviceSize: number, limits: TrackingLimits = TRACKING_LIMITS): number {
+  let shift = limits.minShift;
+  while (shift < limits.maxShift && Math.ceil(deviceSize / 2 ** shift) > limits.maxCount) shift++;
+  return shift;
+}
+
+export interface CbtMapOptions {
+  /** The map's file, or null for a map in memory. */
+  readonly path: string | null;
+  readonly deviceSize: number;
+  /** The origin's own path, to notice writes that did not pass us; null where there is none. */
+  readonly originPath: string | null;
+  readonly limits?: TrackingLimits;
+}
+
+export class CbtMap {
+  readonly deviceSize: number;
+  readonly blockSize: number;
+  readonly blockCount: number;
+  /** Why this generation began; '' when history goes on from before. */
+  reason: string;
+  /** One byte per tracking block. Shared memory where the map has a file. */
+  readonly map: Uint8Array;
+  readonly #fd: number;
+  readonly #mapping: Mapping | null;
+  readonly #header: DataView;
+  readonly #originPath: string | null;
+  #generationId = '';
+  #changeNumber = 1;
+  #lastMarkMs = 0;
+  #closed = false;
+
+  /** Opens the map of a device, with its history where that can be trusted. */
+  static open(options: CbtMapOptions): CbtMap {
+    const shift = trackingShift(options.deviceSize, options.limits);
+    const length = HEADER + Math.ceil(options.deviceSize / 2 ** shift);
+    if (options.path === null) return new CbtMap(options, shift, -1, null, 'the map is kept in memory only');
+    let fd: number;
+    let doubt: string;
+    try {
+      const existed = fs.existsSync(options.path);
+      fd = fs.openSync(options.path, fs.constants.O_RDWR | fs.constants.O_CREAT, 0o600);
+      doubt = existed ? doubtAbout(fd, length, shift, options) : 'tracking begins';
+      if (doubt !== '') {
+        fs.ftruncateSync(fd, 0);
+        fs.ftruncateSync(fd, length);
+      }
+    } catch (cause) {
+      throw toBlksnapError(cause, `Cannot open change map "${options.path}"`);
+    }
+    const mapping = mapShared(fd, length, 0);
+    if (typeof mapping === 'number') {
+      fs.closeSync(fd);
+      throw errnoError(-mapping, `Cannot map change map "${options.path}"`);
+    }
+    return new CbtMap(options, shift, fd, mapping, doubt);
+  }
+
+  private constructor(options: CbtMapOptions, shift: number, fd: number, mapping: Mapping | null, doubt: string) {
+    this.deviceSize = options.deviceSize;
+    this.blockSize = 2 ** shift;
+    this.blockCount = Math.ceil(options.deviceSize / this.blockSize);
+    this.#fd = fd;
+    this.#mapping = mapping;
+    this.#originPath = options.originPath;
+    const memory = mapping?.memory ?? new ArrayBuffer(HEADER + this.blockCount);
+    this.#header = new DataView(memory, 0, HEADER);
+    this.map = new Uint8Array(memory, HEADER, this.blockCount);
+    this.reason = doubt;
+    if (doubt === '') {
+      this.#generationId = text(this.#header, 32);
+      this.#changeNumber = this.#header.getUint32(24, true);
+    } else {
+      this.renew(doubt);
+    }
+    this.#writeHeader(shift);
+  }
+
+  get generationId(): string {
+    return this.#generationId;
+  }
+  /** The number that changes are marked with now. */
+  get changeNumber(): number {
+    return this.#changeNumber;
+  }
+
+  /** Marks every block that the range touches. Hot path. */
+  mark(offset: number, length: number, nowMs: number): void {
+    const first = Math.floor(offset / this.blockSize);
+    const last = Math.floor((offset + length - 1) / this.blockSize);
+    for (let block = first; block <= last; block++) this.map[block] = this.#changeNumber;
+    if (nowMs !== this.#lastMarkMs) {
+      this.#lastMarkMs = nowMs;
+      this.#header.setFloat64(LAST_MARK, Date.now(), true);
+    }
+  }
+
+  /** Ends a period at a take: later changes carry the next number. After 255 the history starts
+   *  over, with a new generation. Must not fail: runs between freeze and thaw. */
+  advance(): void {
+    if (this.#changeNumber === MAX_NUMBER) {
+      this.renew(`change number ${MAX_NUMBER} was reached`);
+      return;
+    }
+    this.#changeNumber++;
+    this.#header.setUint32(24, this.#changeNumber, true);
+  }
+
+  /** Forgets all history: "unknown means full". */
+  renew(reason: string): void {
+    this.reason = reason;
+    this.#generationId = crypto.randomUUID();
+    this.#changeNumber = 1;
+    this.map.fill(0);
+    this.#header.setUint32(24, 1, true);
+    putText(this.#header, 32, this.#generationId);
+  }
+
+  #writeHeader(shift: number): void {
+    const header = this.#header;
+    for (let i = 0; i < MAGIC.length; i++) header.setUint8(i, MAGIC.charCodeAt(i));
+    header.setUint32(8, VERSION, true);
+    header.setUint32(12, shift, true);
+    header.setBigUint64(16, BigInt(this.deviceSize), true);
+    header.setUint32(28, 0, true);
+    putText(header, 72, bootId());
+    this.#writeIdentity();
+    header.setFloat64(LAST_MARK, Date.now(), true);
+  }
+
+  #writeIdentity(): void {
+    const identity = this.#originPath === null ? null : originIdentity(this.#originPath);
+    this.#header.setUint32(112, identity === null ? 0 : identity.kind === 'file' ? 1 : 2, true);
+    this.#header.setBigUint64(120, identity?.id ?? 0n, true);
+    this.#header.setBigUint64(128, identity?.version ?? 0n, true);
+  }
+
+  /** Notes that the device was let go in order, after its last write, and writes the map to disk. Safe to call twice. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    if (this.#mapping === null) return;
+    try {
+      this.#writeIdentity();
+      this.#header.setUint32(28, 1, true);
+    } finally {
+      syncMapping(this.#mapping.address, this.#mapping.memory.byteLength);
+      unmap(this.#mapping.address, this.#mapping.memory.byteLength);
+      fs.closeSync(this.#fd);
+    }
+  }
+}
+
+/** Why a stored map cannot be trusted for the device as it is now, or ''. */
+function doubtAbout(fd: number, length: number, shift: number, options: CbtMapOptions): string {
+  const bytes = Buffer.alloc(HEADER);
+  const got = fs.readSync(fd, bytes, 0, HEADER, 0);
+  const header = new DataView(bytes.buffer, bytes.byteOffset, HEADER);
+  if (got < HEADER || bytes.toString('latin1', 0, 8) !== MAGIC || header.getUint32(8, true) !== VERSION) {
+    return 'the stored change map is not readable';
+  }
+  const size = Number(header.getBigUint64(16, true));
+  if (size !== options.deviceSize) return `the disk was resized from ${size} to ${options.deviceSize} bytes`;
+  const number = header.getUint32(24, true);
+  if (header.getUint32(12, true) !== shift || fs.fstatSync(fd).size !== length || number < 1 || number > MAX_NUMBER) {
+    return 'the stored change map is not readable';
+  }
+  const now = options.originPath === null ? null : originIdentity(options.originPath);
+  return header.getUint32(28, true) === 1 ? doubtAfterDetach(header, now) : doubtAfterKill(header, now);
+}
+
+function doubtAfterDetach(header: DataView, now: OriginIdentity | null): string {
+  const then = storedIdentity(header);
+  if (then?.id !== now?.id || then?.kind !== now?.kind) return 'the disk is another one than before';
+  if (then?.version !== now?.version) return 'the disk was written while it was not attached';
+  return '';
+}
+
+function doubtAfterKill(header: DataView, now: OriginIdentity | null): string {
+  if (text(header, 72) !== bootId()) return 'the machine stopped before the disk was detached';
+  const then = storedIdentity(header);
+  if (then?.id !== now?.id || then?.kind !== now?.kind) return 'the disk is another one than before';
+  if (now?.kind === 'device') return 'the daemon ended without detaching a kernel device, which others may have written since';
+  const lastMarkMs = header.getFloat64(LAST_MARK, true);
+  if (now !== null && then !== null && now.version !== then.version && Number(now.version / 1_000_000n) > lastMarkMs + KILL_SLACK_MS) {
+    return 'the disk was written while it was not attached';
+  }
+  return '';
+}
+
+function storedIdentity(header: DataView): OriginIdentity | null {
+  const kind = header.getUint32(112, true);
+  if (kind === 0) return null;
+  return { kind: kind === 1 ? 'file' : 'device', id: header.getBigUint64(120, true), version: header.getBigUint64(128, true) };
+}
+
+function text(header: DataView, at: number): string {
+  let result = '';
+  for (let i = 0; i < 36; i++) result += String.fromCharCode(header.getUint8(at + i));
+  return result;
+}
+
+function putText(header: DataView, at: number, value: string): void {
+  for (let i = 0; i < 36; i++) header.setUint8(at + i, i < value.length ? value.charCodeAt(i) : 0x20);
+}

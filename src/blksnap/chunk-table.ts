@@ -1,0 +1,71 @@
+/** Which chunks of a device were saved, and where: a sparse table with one u32 per chunk.
+ *
+ *  Memory is taken only for the 4 MiB neighbourhoods (1024 chunks) in which something was saved.
+ *
+ *      value                meaning
+ *      0                    not saved
+ *      1                    saved: all zeros, stored nowhere
+ *      2 .. 2^31-1          saved: at storage position value - 2 (in chunks)
+ *      2^31 | run           saved: in memory, being stored; `run` indexes the area's runs
+ *      3*2^30 | run         being read: not saved yet */
+
+/** Bytes per chunk, the unit of copy-on-write. */
+export const CHUNK = 4096;
+
+declare const chunkBrand: unique symbol;
+/** Number of a chunk of a device: offset / CHUNK. */
+export type ChunkIndex = number & { readonly [chunkBrand]: true };
+
+export const UNSAVED = 0;
+export const ZERO = 1;
+export const FIRST_POSITION = 2;
+export const STORING = 0x8000_0000;
+export const READING = 0xc000_0000;
+const RUN_MASK = 0x3fff_ffff;
+/** The most chunks that one storage can hold: 8 TiB. */
+export const MAX_POSITION = 0x8000_0000 - FIRST_POSITION;
+
+const LEAF = 1024;
+
+export function chunkOf(offset: number): ChunkIndex {
+  return Math.floor(offset / CHUNK) as ChunkIndex;
+}
+
+/** Whether the chunk's old data is safe, in memory or in the storage. */
+export function isSaved(value: number): boolean {
+  return value !== UNSAVED && value < READING;
+}
+
+export function runOf(value: number): number {
+  return value & RUN_MASK;
+}
+
+export class ChunkTable {
+  readonly #leaves: Array<Uint32Array | undefined>;
+
+  constructor(deviceSize: number) {
+    this.#leaves = Array.from({ length: Math.ceil(deviceSize / (CHUNK * LEAF)) }, () => undefined);
+  }
+
+  get(chunk: ChunkIndex): number {
+    const leaf = Math.floor(chunk / LEAF);
+    const values = this.#leaves[leaf];
+    return values === undefined ? UNSAVED : values[chunk - leaf * LEAF]!;
+  }
+
+  set(chunk: ChunkIndex, value: number): void {
+    const leaf = Math.floor(chunk / LEAF);
+    const values = (this.#leaves[leaf] ??= new Uint32Array(LEAF));
+    values[chunk - leaf * LEAF] = value;
+  }
+
+  /** Every chunk with a value other than UNSAVED, ascending. Slow path. */
+  *entries(): Generator<{ chunk: ChunkIndex; value: number }> {
+    for (const [leaf, values] of this.#leaves.entries()) {
+      if (values === undefined) continue;
+      for (const [i, value] of values.entries()) {
+        if (value !== UNSAVED) yield { chunk: (leaf * LEAF + i) as ChunkIndex, value };
+      }
+    }
+  }
+}

@@ -1,0 +1,403 @@
+/** Copy-on-write for one origin: a write passes only when the old data of every chunk it touches
+ *  is safe for the snapshots that are held.
+ *
+ *  Order for a write while a snapshot is held:
+ *    1. chunks that are saved already: pass (hot path: a table look-up a chunk, nothing else);
+ *    2. else hold the bio, read the old data, mark the chunks "in memory";
+ *    3. let the write pass;
+ *    4. store the copy, mark it stored, give the memory back.
+ *  A second write to a chunk whose read is under way waits for that read only.
+ *
+ *  Memory is bounded: without any, writes wait for stores to end, up to `timeoutMs`, then the
+ *  snapshot breaks and the writes go on. **A broken snapshot never fails or delays its origin.**
+ *
+ *  Between the check of a chunk's state and what follows from it there is no await and no completion. */
+
+import { ARENA_BLOCK, NO_MEMORY } from '../io/arena.ts';
+import type { Arena } from '../io/arena.ts';
+import type { Reactor } from '../io/reactor.ts';
+import { BioQueue, READ } from '../block/bio.ts';
+import type { Bio, BioPool, BioSink } from '../block/bio.ts';
+import { assert } from '../util/assert.ts';
+import { ERRNO } from '../util/errors.ts';
+import { CHUNK, FIRST_POSITION, READING, STORING, UNSAVED, ZERO, chunkOf, isSaved, runOf } from './chunk-table.ts';
+import type { ChunkIndex } from './chunk-table.ts';
+import { CowRun, MAX_RUN } from './cow-run.ts';
+import type { CowRunOwner } from './cow-run.ts';
+import type { DiffArea } from './diff-area.ts';
+
+export interface CopyOnWriteOptions {
+  readonly reactor: Reactor;
+  readonly pool: BioPool;
+  /** Memory for copies alone: were it shared with clients, their held writes could take all of it. */
+  readonly memory: Arena;
+  readonly deviceSize: number;
+  /** How long a write may wait for copy memory. */
+  readonly timeoutMs: number;
+  /** The filter under which the origin lies. */
+  readonly above: { readonly below: BioSink };
+  /** Hears that an area's image was lost. */
+  readonly onBroken: (area: DiffArea, errno: number) => void;
+}
+
+/** What happened so far. Only ever grows. */
+export interface CopyCounters {
+  copiedChunks: number;
+  zeroChunks: number;
+  reads: number;
+  /** Writes held for a read, and of those held for memory. */
+  heldWrites: number;
+  memoryWaits: number;
+}
+
+export class CopyOnWrite implements CowRunOwner {
+  readonly #o: CopyOnWriteOptions;
+  readonly #words: Int32Array;
+  /** Oldest first. */
+  #areas: DiffArea[] = [];
+  /** The newest area that takes copies, and its place in #areas. */
+  #live: DiffArea | null = null;
+  #liveIndex = -1;
+  readonly #spareRuns: CowRun[] = [];
+  /** Writes that wait for copy memory. */
+  readonly #starved = new BioQueue();
+  #listening = false;
+  #timer = 0;
+  readonly counters: CopyCounters = { copiedChunks: 0, zeroChunks: 0, reads: 0, heldWrites: 0, memoryWaits: 0 };
+  readonly #onFreed = (): void => this.#feed();
+  readonly #onTimeout = { complete: (): void => this.#timedOut() };
+
+  constructor(options: CopyOnWriteOptions) {
+    this.#o = options;
+    this.#words = new Int32Array(options.memory.bytes.buffer);
+  }
+
+  get areas(): readonly DiffArea[] {
+    return this.#areas;
+  }
+
+  /** Whether a write must ask `passable` at all. */
+  get active(): boolean {
+    return this.#live !== null;
+  }
+
+  // --- the list of areas ----------------------------------------------------------------------
+
+  /** The area becomes the newest. Behind the gate. */
+  add(area: DiffArea): void {
+    this.#areas.push(area);
+    this.#findLive();
+  }
+
+  /** The snapshot of `area` is gone. Returns the areas that nobody needs any more, for their storage to be released. */
+  remove(area: DiffArea): DiffArea[] {
+    area.alive = false;
+    const index = this.#areas.indexOf(area);
+    const older = this.#areas.findLastIndex((other, i) => i < index && other.active);
+    if (older >= 0) area.discard((chunk) => this.#unsavedBetween(older, index, chunk));
+    const useless = this.#areas.filter((other, i) => !other.alive && !this.#areas.some((user, j) => j < i && user.active));
+    this.#areas = this.#areas.filter((other) => !useless.includes(other));
+    this.#findLive();
+    this.#wakeStarved();
+    return useless;
+  }
+
+  #unsavedBetween(from: number, to: number, chunk: ChunkIndex): boolean {
+    for (let i = from; i < to; i++) {
+      if (isSaved(this.#areas[i]!.table.get(chunk))) return false;
+    }
+    return true;
+  }
+
+  #findLive(): void {
+    this.#liveIndex = this.#areas.findLastIndex((area) => area.active);
+    this.#live = this.#areas[this.#liveIndex] ?? null;
+  }
+
+  /** The first area from `from` on that has saved the chunk, or null when the origin still has it. */
+  lookUp(from: number, chunk: ChunkIndex): DiffArea | null {
+    for (let i = from; i < this.#areas.length; i++) {
+      const area = this.#areas[i]!;
+      if (isSaved(area.table.get(chunk))) return area;
+    }
+    return null;
+  }
+
+  indexOf(area: DiffArea): number {
+    return this.#areas.indexOf(area);
+  }
+
+  /** Gives the image of `area` up; its origin goes on. `lost`: chunks that older images read
+   *  through this area are lost with it. */
+  break(area: DiffArea, errno: number, lost: boolean): void {
+    if (!area.active) return;
+    const index = this.#areas.indexOf(area);
+    const victims = lost ? this.#areas.slice(0, index + 1).filter((other) => other.active) : [area];
+    for (const victim of victims) victim.brokenBy = errno;
+    this.#findLive();
+    if (!this.#areas.some((other, i) => i <= index && other.active)) {
+      for (const victim of victims) victim.discard(() => false);
+    }
+    for (const victim of victims) this.#o.onBroken(victim, errno);
+    this.#wakeStarved();
+  }
+
+  // --- the way of a write ---------------------------------------------------------------------
+
+  /** Whether the write may pass now: the hot path of every write while a snapshot is held. */
+  passable(bio: Bio): boolean {
+    const live = this.#live;
+    if (live === null) return true;
+    const last = chunkOf(bio.offset + bio.length - 1);
+    const newest = this.#liveIndex === this.#areas.length - 1;
+    for (let chunk = chunkOf(bio.offset); chunk <= last; chunk++) {
+      if (isSaved(live.table.get(chunk))) continue;
+      if (newest || this.lookUp(this.#liveIndex + 1, chunk) === null) return false;
+    }
+    return true;
+  }
+
+  /** Takes a write that may not pass yet; lets it go when its chunks are safe. */
+  hold(bio: Bio): void {
+    this.counters.heldWrites++;
+    bio.waiting = 0;
+    this.#protect(bio);
+  }
+
+  /** Starts or joins the reads that the write needs, and holds it until they ended. */
+  #protect(bio: Bio): void {
+    const live = this.#live;
+    assert(live !== null, 'a snapshot is held');
+    bio.waiting++;
+    const last = chunkOf(bio.offset + bio.length - 1);
+    let chunk = chunkOf(bio.offset);
+    while (chunk <= last) {
+      const value = live.table.get(chunk);
+      if (isSaved(value) || this.lookUp(this.#liveIndex + 1, chunk) !== null) {
+        chunk++;
+      } else if (value >= READING) {
+        const run = live.runs[runOf(value)]!;
+        this.#wait(bio, run);
+        chunk = (run.first + run.count) as ChunkIndex;
+      } else {
+        const count = this.#startRun(live, chunk, last, bio);
+        if (count === 0) {
+          this.#starve(bio);
+          break;
+        }
+        chunk = (chunk + count) as ChunkIndex;
+      }
+    }
+    this.#unwait(bio);
+  }
+
+  #wait(bio: Bio, run: CowRun): void {
+    bio.waiting++;
+    run.waiters.push(bio);
+  }
+
+  /** One thing less to wait for. After the last the state is looked at again, since the snapshot
+   *  may have broken, and another taken over, meanwhile. */
+  #unwait(bio: Bio): void {
+    if (--bio.waiting > 0) return;
+    if (this.passable(bio)) this.#o.above.below.submit(bio);
+    else this.#protect(bio);
+  }
+
+  // --- copies ---------------------------------------------------------------------------------
+
+  /** Starts to read the unsaved chunks from `first` on, in one piece, for `bio` to wait for. Their
+   *  number, or 0 without memory. The read may end at once. */
+  #startRun(area: DiffArea, first: ChunkIndex, last: ChunkIndex, bio: Bio): number {
+    let count = 1;
+    while (count < MAX_RUN && first + count <= last) {
+      const next = (first + count) as ChunkIndex;
+      if (area.table.get(next) !== UNSAVED || this.lookUp(this.#liveIndex + 1, next) !== null) break;
+      count++;
+    }
+    const { memory, pool, deviceSize } = this.#o;
+    const at = memory.allocate(count * CHUNK);
+    if (at === NO_MEMORY) return 0;
+    const run = this.#spareRuns.pop() ?? new CowRun(this);
+    run.area = area;
+    run.index = area.addRun(run);
+    run.first = first;
+    run.count = count;
+    run.at = at;
+    run.failed = 0;
+    this.#wait(bio, run);
+    this.#setAll(run, READING + run.index);
+    this.counters.reads++;
+    const offset = first * CHUNK;
+    const length = Math.min(count * CHUNK, deviceSize - offset);
+    if (length < count * CHUNK) memory.bytes.fill(0, at + length, at + count * CHUNK);
+    this.#o.above.below.submit(pool.get(READ, offset, length, at, 0, run));
+    return count;
+  }
+
+  #setAll(run: CowRun, value: number): void {
+    for (let i = 0; i < run.count; i++) run.area.table.set((run.first + i) as ChunkIndex, value);
+  }
+
+  /** The old data is in memory (or not to be had): the writes may pass. */
+  runRead(run: CowRun, bio: Bio): void {
+    const { area } = run;
+    const status = bio.status;
+    this.#o.pool.put(bio);
+    if (status !== 0 || !area.active) {
+      this.#setAll(run, UNSAVED);
+      if (status !== 0) this.break(area, status, false);
+      this.#release(run);
+      return;
+    }
+    const stored = this.#place(run);
+    if (stored < 0) {
+      this.#setAll(run, UNSAVED);
+      this.break(area, ERRNO.ENOSPC, false);
+      this.#release(run);
+      return;
+    }
+    if (stored === 0) {
+      this.#publish(run);
+      this.#release(run);
+      return;
+    }
+    this.#setAll(run, STORING + run.index);
+    this.#store(run);
+    this.#letGo(run);
+  }
+
+  /** Finds a position for every chunk that is not all zero. Their number, or -1 without space. */
+  #place(run: CowRun): number {
+    let stored = 0;
+    for (let i = 0; i < run.count; i++) {
+      const zero = this.#isZero(run.at + i * CHUNK);
+      run.values[i] = zero ? ZERO : FIRST_POSITION;
+      if (!zero) stored++;
+    }
+    if (stored === 0) return 0;
+    let position = run.area.storage.allocate(stored);
+    if (position < 0) return -1;
+    for (let i = 0; i < run.count; i++) {
+      if (run.values[i] !== ZERO) run.values[i] = FIRST_POSITION + position++;
+    }
+    return stored;
+  }
+
+  #isZero(at: number): boolean {
+    const words = this.#words;
+    const end = (at + CHUNK) >> 2;
+    for (let i = at >> 2; i < end; i++) {
+      if (words[i] !== 0) return false;
+    }
+    return true;
+  }
+
+  /** Hands the run's chunks to the storage, as one segment for each stretch between zero chunks. */
+  #store(run: CowRun): void {
+    const { storage } = run.area;
+    // Held until all segments are handed over, should one of their batches end at once.
+    run.pendingBatches = 1;
+    let i = 0;
+    while (i < run.count) {
+      if (run.values[i] === ZERO) {
+        i++;
+        continue;
+      }
+      let end = i + 1;
+      while (end < run.count && run.values[end] !== ZERO) end++;
+      run.pendingBatches++;
+      storage.append(run.values[i]! - FIRST_POSITION, run.at + i * CHUNK, (end - i) * CHUNK, run);
+      i = end;
+    }
+    run.pendingBatches--;
+  }
+
+  runStored(run: CowRun, status: number): void {
+    // The writes have passed: what was not stored is lost to every image that would read it.
+    if (status !== 0) {
+      this.#setAll(run, UNSAVED);
+      if (run.area.active) this.break(run.area, status, true);
+      else this.#breakOlder(run.area, status);
+    } else {
+      this.#publish(run);
+    }
+    this.#release(run);
+  }
+
+  /** A destroyed area lost a chunk that older images read through it. */
+  #breakOlder(area: DiffArea, errno: number): void {
+    const older = this.#areas.slice(0, this.#areas.indexOf(area)).findLast((other) => other.active);
+    if (older !== undefined) this.break(older, errno, true);
+  }
+
+  #publish(run: CowRun): void {
+    const { area } = run;
+    for (let i = 0; i < run.count; i++) {
+      const value = run.values[i]!;
+      area.table.set((run.first + i) as ChunkIndex, value);
+      if (value === ZERO) area.zeroChunks++;
+      else area.savedChunks++;
+      if (value === ZERO) this.counters.zeroChunks++;
+      else this.counters.copiedChunks++;
+    }
+  }
+
+  #letGo(run: CowRun): void {
+    const { waiters } = run;
+    for (let i = 0; i < waiters.length; i++) this.#unwait(waiters[i]!);
+    waiters.length = 0;
+  }
+
+  /** The run is over: its number and memory are free, its waiters go on. */
+  #release(run: CowRun): void {
+    run.area.removeRun(run.index);
+    this.#letGo(run);
+    this.#spareRuns.push(run);
+    this.#o.memory.release(run.at);
+  }
+
+  // --- memory ---------------------------------------------------------------------------------
+
+  #starve(bio: Bio): void {
+    this.counters.memoryWaits++;
+    bio.waiting++;
+    this.#starved.push(bio);
+    if (this.#starved.length === 1) this.#timer = this.#o.reactor.timer(this.#o.timeoutMs, this.#onTimeout);
+    this.#listen();
+  }
+
+  #listen(): void {
+    if (this.#listening) return;
+    this.#listening = true;
+    this.#o.memory.whenFreed(this.#onFreed);
+  }
+
+  /** Memory was given back: waiting writes go on, in their order, until one has to wait again. */
+  #feed(): void {
+    this.#listening = false;
+    for (let turns = this.#starved.length; turns > 0; turns--) {
+      this.#unstarve(this.#starved.shift()!);
+      if (this.#listening) break;
+    }
+    if (this.#starved.length > 0) this.#listen();
+  }
+
+  #unstarve(bio: Bio): void {
+    this.#o.reactor.cancelTimer(this.#timer);
+    if (this.#starved.length > 0) this.#timer = this.#o.reactor.timer(this.#o.timeoutMs, this.#onTimeout);
+    this.#unwait(bio);
+  }
+
+  #wakeStarved(): void {
+    for (let turns = this.#starved.length; turns > 0; turns--) this.#unstarve(this.#starved.shift()!);
+  }
+
+  #timedOut(): void {
+    if (this.#starved.length > 0 && this.#live !== null) this.break(this.#live, ERRNO.ETIMEDOUT, false);
+  }
+}
+
+/** The least memory that copying can work with: one run of the largest size. */
+export const MIN_COPY_MEMORY = MAX_RUN * CHUNK * 2;
+assert(CHUNK === ARENA_BLOCK, 'a chunk is one arena block');

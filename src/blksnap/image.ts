@@ -1,0 +1,310 @@
+/** A snapshot image: the block device that shows an origin as it was at the take. Writable.
+ *
+ *  Reads take no locks and never delay the origin: a chunk that no area has saved is read from the
+ *  origin; when that read ends, the chunk's state is looked at again. Still unsaved means that no
+ *  write can have passed meanwhile, so the data is right; otherwise the saved copy is read.
+ *
+ *  Writes go to an overlay of the image's own, in the same storage, and mark both change maps. */
+
+import type { Arena } from '../io/arena.ts';
+import type { Completion, Reactor } from '../io/reactor.ts';
+import { DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, rangeError } from '../block/bio.ts';
+import type { Bio, BioOwner, BioPool } from '../block/bio.ts';
+import { pushExtent } from '../block/device.ts';
+import type { BlockDevice, Capabilities, Extent } from '../block/device.ts';
+import { assert, unreachable } from '../util/assert.ts';
+import { ERRNO } from '../util/errors.ts';
+import { CHUNK, ChunkTable, FIRST_POSITION, STORING, UNSAVED, ZERO, chunkOf, runOf } from './chunk-table.ts';
+import type { ChunkIndex } from './chunk-table.ts';
+import type { DiffArea } from './diff-area.ts';
+import { ImageOverlay } from './image-overlay.ts';
+import type { Tracker } from './tracker.ts';
+
+const CAPABILITIES: Capabilities = {
+  flush: true,
+  fua: true,
+  discard: true,
+  writeZeroes: true,
+  fastZero: false,
+  rotational: false,
+};
+
+/** Where a piece of a read came from; decides what is checked when it ends. */
+type Source = 'origin' | 'storage';
+
+/** A contiguous part of a read that one operation serves. Pooled. */
+class Piece implements BioOwner, Completion {
+  parent!: Bio;
+  source: Source = 'origin';
+  offset = 0;
+  length = 0;
+  at = 0;
+  readonly #image: SnapshotImage;
+
+  constructor(image: SnapshotImage) {
+    this.#image = image;
+  }
+
+  bioEnded(bio: Bio): void {
+    this.#image.originRead(this, bio);
+  }
+
+  complete(result: number): void {
+    this.#image.storageRead(this, result);
+  }
+}
+
+export class SnapshotImage implements BlockDevice {
+  readonly name: string;
+  readonly size: number;
+  readonly logicalBlockSize: number;
+  readonly physicalBlockSize: number;
+  readonly readOnly = false;
+  readonly capabilities = CAPABILITIES;
+  readonly area: DiffArea;
+  readonly tracker: Tracker;
+  readonly #reactor: Reactor;
+  readonly #pool: BioPool;
+  readonly #arena: Arena;
+  readonly #overlay: ImageOverlay;
+  readonly #sparePieces: Piece[] = [];
+  #inFlight = 0;
+  #closed = false;
+  #idle: (() => void) | null = null;
+
+  constructor(tracker: Tracker, area: DiffArea, name: string, reactor: Reactor, pool: BioPool) {
+    const { disk } = tracker;
+    this.name = name;
+    this.size = disk.size;
+    this.logicalBlockSize = disk.logicalBlockSize;
+    this.physicalBlockSize = Math.max(disk.physicalBlockSize, CHUNK);
+    this.tracker = tracker;
+    this.area = area;
+    this.#reactor = reactor;
+    this.#pool = pool;
+    this.#arena = reactor.arena;
+    this.#overlay = new ImageOverlay({ image: this, storage: area.storage, reactor, pool, size: disk.size });
+  }
+
+  /** Name of the disk that the image shows. */
+  get origin(): string {
+    return this.tracker.disk.name;
+  }
+  get generationId(): string {
+    return this.area.generationId;
+  }
+  /** The snapshot's own number: what changed later has a higher one. */
+  get changeNumber(): number {
+    return this.area.changeNumber;
+  }
+  /** 0, or why the image is lost (an errno). */
+  get corrupted(): number {
+    return this.area.brokenBy;
+  }
+
+  // --- bios -----------------------------------------------------------------------------------
+
+  submit(bio: Bio): void {
+    const error = this.#closed ? ERRNO.ESHUTDOWN : this.area.brokenBy !== 0 ? ERRNO.EIO : rangeError(bio, this.size, false);
+    if (error !== 0) {
+      bio.end(error);
+      return;
+    }
+    switch (bio.op) {
+      case READ:
+        this.#read(bio);
+        return;
+      case FLUSH:
+        // An image does not outlive the daemon: there is nothing to make durable.
+        bio.end(0);
+        return;
+      case WRITE:
+      case DISCARD:
+      case WRITE_ZEROES:
+        this.#inFlight++;
+        this.tracker.cbt.mark(bio.offset, bio.length, this.#reactor.now());
+        this.tracker.markFrozen(this.area, bio.offset, bio.length);
+        this.#overlay.submit(bio);
+        return;
+      default:
+        unreachable(bio.op);
+    }
+  }
+
+  /** For the overlay: a write ended. */
+  ended(bio: Bio, status: number): void {
+    bio.end(this.area.brokenBy !== 0 ? ERRNO.EIO : status);
+    this.#left();
+  }
+
+  #left(): void {
+    if (--this.#inFlight === 0 && this.#idle !== null) this.#idle();
+  }
+
+  // --- reads ----------------------------------------------------------------------------------
+
+  #read(bio: Bio): void {
+    this.#inFlight++;
+    bio.status = 0;
+    bio.waiting = 1;
+    this.#readRange(bio, bio.offset, bio.length, bio.at);
+    this.#pieceEnded(bio, 0);
+  }
+
+  #pieceEnded(parent: Bio, status: number): void {
+    if (status !== 0) parent.status = status;
+    if (--parent.waiting > 0) return;
+    parent.end(this.area.brokenBy !== 0 ? ERRNO.EIO : parent.status);
+    this.#left();
+  }
+
+  /** Starts one operation for each part of the range that lies in one place. */
+  #readRange(parent: Bio, offset: number, length: number, at: number): void {
+    const cow = this.tracker.cow;
+    const index = cow.indexOf(this.area);
+    const end = offset + length;
+    let from = offset;
+    while (from < end) {
+      const chunk = chunkOf(from);
+      const overlaid = this.#overlay.table.get(chunk);
+      const holder = overlaid !== UNSAVED ? this.area : cow.lookUp(index, chunk);
+      if (holder === null) {
+        from = this.#readOrigin(parent, index, from, end, at + from - offset);
+        continue;
+      }
+      const value = overlaid !== UNSAVED ? overlaid : holder.table.get(chunk);
+      const table = overlaid !== UNSAVED ? this.#overlay.table : holder.table;
+      from = this.#readSaved(parent, holder, table, value, from, end, at + from - offset);
+    }
+  }
+
+  /** Reads as much as nobody has saved from the origin. Returns where it stopped. */
+  #readOrigin(parent: Bio, index: number, from: number, end: number, at: number): number {
+    const cow = this.tracker.cow;
+    let to = (chunkOf(from) + 1) * CHUNK;
+    while (to < end && this.#overlay.table.get(chunkOf(to)) === UNSAVED && cow.lookUp(index, chunkOf(to)) === null) to += CHUNK;
+    to = Math.min(to, end);
+    const piece = this.#piece(parent, 'origin', from, to - from, at);
+    this.tracker.below.submit(this.#pool.get(READ, from, to - from, at, 0, piece));
+    return to;
+  }
+
+  /** Reads saved chunks that lie in a row: zeros, memory of a copy under way, or storage. */
+  #readSaved(parent: Bio, holder: DiffArea, table: ChunkTable, value: number, from: number, end: number, at: number): number {
+    const chunk = chunkOf(from);
+    let to = Math.min((chunk + 1) * CHUNK, end);
+    const inChunk = from - chunk * CHUNK;
+    if (value === ZERO) {
+      this.#arena.bytes.fill(0, at, at + to - from);
+      return to;
+    }
+    if (value >= STORING) {
+      const run = holder.runs[runOf(value)]!;
+      const source = run.at + (chunk - run.first) * CHUNK + inChunk;
+      this.#arena.bytes.copyWithin(at, source, source + to - from);
+      return to;
+    }
+    for (let next = 1; to < end; next++) {
+      const follows = (chunk + next) as ChunkIndex;
+      if (table.get(follows) !== value + next) break;
+      // A chunk of an area must not be covered by the overlay.
+      if (table !== this.#overlay.table && this.#overlay.table.get(follows) !== UNSAVED) break;
+      // Older areas come first: the row ends where one of them has saved the chunk.
+      if (table !== this.#overlay.table && this.tracker.cow.lookUp(this.tracker.cow.indexOf(this.area), follows) !== holder) break;
+      to = Math.min(to + CHUNK, end);
+    }
+    const piece = this.#piece(parent, 'storage', from, to - from, at);
+    const place = (value - FIRST_POSITION) * CHUNK + inChunk;
+    this.#reactor.read(holder.storage.fd, at, to - from, place, piece);
+    return to;
+  }
+
+  #piece(parent: Bio, source: Source, offset: number, length: number, at: number): Piece {
+    const piece = this.#sparePieces.pop() ?? new Piece(this);
+    parent.waiting++;
+    piece.parent = parent;
+    piece.source = source;
+    piece.offset = offset;
+    piece.length = length;
+    piece.at = at;
+    return piece;
+  }
+
+  /** The look again: what was saved while we read may have been overwritten under the read. */
+  originRead(piece: Piece, bio: Bio): void {
+    const { parent, offset, length, at } = piece;
+    const status = bio.status;
+    this.#pool.put(bio);
+    this.#sparePieces.push(piece);
+    if (status === 0 && this.area.brokenBy === 0 && this.#anySaved(offset, length)) {
+      this.#readRange(parent, offset, length, at);
+    }
+    this.#pieceEnded(parent, status);
+  }
+
+  #anySaved(offset: number, length: number): boolean {
+    const cow = this.tracker.cow;
+    const index = cow.indexOf(this.area);
+    const last = chunkOf(offset + length - 1);
+    for (let chunk = chunkOf(offset); chunk <= last; chunk++) {
+      if (cow.lookUp(index, chunk) !== null) return true;
+    }
+    return false;
+  }
+
+  storageRead(piece: Piece, result: number): void {
+    const { parent, length } = piece;
+    this.#sparePieces.push(piece);
+    this.#pieceEnded(parent, result === length ? 0 : result < 0 ? -result : ERRNO.EIO);
+  }
+
+  // --- slow paths -----------------------------------------------------------------------------
+
+  async extents(offset: number, length: number): Promise<Extent[]> {
+    const result: Extent[] = [];
+    const origin = await this.tracker.disk.extents(offset, length);
+    const cow = this.tracker.cow;
+    const index = cow.indexOf(this.area);
+    let from = offset;
+    for (const extent of origin) {
+      const end = Math.min(from + extent.length, offset + length);
+      while (from < end) {
+        const chunk = chunkOf(from);
+        const to = Math.min((chunk + 1) * CHUNK, end);
+        const overlaid = this.#overlay.table.get(chunk);
+        const value = overlaid !== UNSAVED ? overlaid : (cow.lookUp(index, chunk)?.table.get(chunk) ?? UNSAVED);
+        if (value === UNSAVED) pushExtent(result, to - from, extent.hole, extent.zero);
+        else pushExtent(result, to - from, value === ZERO, value === ZERO);
+        from = to;
+      }
+    }
+    return result;
+  }
+
+  /** Which of the range's blocks changed after the snapshot with this number: runs of bytes, in order. */
+  changedSince(number: number, offset: number, length: number): Array<{ length: number; changed: boolean }> {
+    const { blockSize } = this.tracker.cbt;
+    const map = this.area.frozenMap;
+    const end = Math.min(offset + length, this.size);
+    const result: Array<{ length: number; changed: boolean }> = [];
+    let from = offset;
+    while (from < end) {
+      const to = Math.min((Math.floor(from / blockSize) + 1) * blockSize, end);
+      const changed = map[Math.floor(from / blockSize)]! > number;
+      const last = result.at(-1);
+      if (last?.changed === changed) last.length += to - from;
+      else result.push({ length: to - from, changed });
+      from = to;
+    }
+    return result;
+  }
+
+  /** Ends later bios with ESHUTDOWN and waits for those under way. Safe to call twice. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    if (this.#inFlight > 0) await new Promise<void>((resolve) => (this.#idle = resolve));
+    assert(this.#inFlight === 0, 'a closed image is idle');
+    this.#overlay.close();
+  }
+}

@@ -1,0 +1,172 @@
+/** The snapshots of one I/O thread: take, look up, destroy.
+ *
+ *  A take is all or nothing: every disk is frozen, then every one switched, then every one thawed,
+ *  so that all images show one instant. An error anywhere leaves nothing behind. */
+
+import crypto from 'node:crypto';
+import fs from 'node:fs';
+import { BlksnapError, codeOfErrno } from '../util/errors.ts';
+import type { ErrorCode } from '../util/errors.ts';
+import { completed } from '../io/reactor.ts';
+import type { Reactor } from '../io/reactor.ts';
+import type { BioPool } from '../block/bio.ts';
+import { DiffArea } from './diff-area.ts';
+import { DiffStorage, MEMORY_STORAGE } from './diff-storage.ts';
+import type { DiffStorageOptions } from './diff-storage.ts';
+import type { SnapshotEvent } from './events.ts';
+import { SnapshotImage } from './image.ts';
+import { Snapshot } from './snapshot.ts';
+import type { Tracker } from './tracker.ts';
+
+export interface SnapshotSetOptions {
+  readonly reactor: Reactor;
+  readonly pool: BioPool;
+  /** Hears every event as it happens. */
+  readonly onEvent?: (event: SnapshotEvent) => void;
+}
+
+export class SnapshotSet {
+  readonly #o: SnapshotSetOptions;
+  readonly #snapshots = new Map<string, Snapshot>();
+  /** Every storage in use, also of destroyed snapshots, by the areas that need it. */
+  readonly #storages = new Map<DiffStorage, Set<DiffArea>>();
+
+  constructor(options: SnapshotSetOptions) {
+    this.#o = options;
+    options.reactor.onTurnEnd(() => this.#flush());
+  }
+
+  list(): Snapshot[] {
+    return [...this.#snapshots.values()];
+  }
+
+  /** Errors: ESRCH. */
+  get(id: string): Snapshot {
+    const snapshot = this.#snapshots.get(id);
+    if (snapshot === undefined) throw new BlksnapError('ESRCH', `No snapshot "${id}"; "blksnap snapshot list" shows them`);
+    return snapshot;
+  }
+
+  /** Takes a snapshot of all the trackers' disks at one instant.
+   *  Errors: EINVAL (no disk, or one twice), those of the storage; the origins are then as before. */
+  async create(trackers: readonly Tracker[], storage: DiffStorageOptions): Promise<Snapshot> {
+    checkOrigins(trackers);
+    const id = crypto.randomUUID();
+    const opened = await DiffStorage.open(this.#o.reactor, storage, {
+      lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null),
+    });
+    const areas = new Set<DiffArea>();
+    this.#storages.set(opened, areas);
+    try {
+      refuseOwnStorage(trackers, opened);
+      // All memory is taken before anything is frozen.
+      const planned = trackers.map((tracker) => ({
+        tracker,
+        area: new DiffArea(id, opened, tracker.disk.size, new Uint8Array(tracker.cbt.blockCount)),
+      }));
+      const { createdAt, heldMs } = await take(planned);
+      for (const { area } of planned) areas.add(area);
+      const { reactor, pool } = this.#o;
+      const images = planned.map(({ tracker, area }) => {
+        tracker.onBroken = (broken, errno) => this.#broken(tracker, broken, errno);
+        return new SnapshotImage(tracker, area, `${tracker.disk.name}@${id}`, reactor, pool);
+      });
+      const snapshot = new Snapshot({ id, createdAt, images, storage: opened, heldMs });
+      this.#snapshots.set(id, snapshot);
+      return snapshot;
+    } catch (error) {
+      this.#storages.delete(opened);
+      await opened.close();
+      throw error;
+    }
+  }
+
+  /** Lets the snapshot go: its images end, its space comes back unless an older image needs some of
+   *  it. The images must no longer be served. Errors: ESRCH. */
+  async destroy(id: string): Promise<void> {
+    const snapshot = this.get(id);
+    this.#snapshots.delete(id);
+    for (const image of snapshot.images) {
+      await image.close();
+      for (const area of image.tracker.cow.remove(image.area)) await this.#release(area);
+    }
+  }
+
+  /** Destroys all snapshots, newest first. */
+  async close(): Promise<void> {
+    for (const { id } of this.list().reverse()) await this.destroy(id);
+  }
+
+  async #release(area: DiffArea): Promise<void> {
+    while (area.busy) await completed((c) => void this.#o.reactor.timer(1, c));
+    const users = this.#storages.get(area.storage);
+    users?.delete(area);
+    if (users?.size !== 0) return;
+    this.#storages.delete(area.storage);
+    await area.storage.close();
+  }
+
+  #flush(): void {
+    for (const storage of this.#storages.keys()) storage.flush();
+  }
+
+  #broken(tracker: Tracker, area: DiffArea, errno: number): void {
+    const error = codeOfErrno(errno);
+    const { name } = tracker.disk;
+    if (error === 'ENOSPC') this.#tell(area.snapshotId, area.storage, name, 'noSpace', error);
+    this.#tell(area.snapshotId, area.storage, name, 'corrupted', error);
+  }
+
+  #tell(id: string, storage: DiffStorage, disk: string | null, code: SnapshotEvent['code'], error: ErrorCode | null): void {
+    const { usedBytes, limitBytes } = storage;
+    const event: SnapshotEvent = { time: Date.now(), snapshotId: id, disk, code, error, usedBytes, limitBytes };
+    this.#snapshots.get(id)?.addEvent(event);
+    this.#o.onEvent?.(event);
+  }
+}
+
+function checkOrigins(trackers: readonly Tracker[]): void {
+  if (trackers.length === 0) throw new BlksnapError('EINVAL', 'Cannot take a snapshot of no disk: name at least one');
+  const seen = new Set<Tracker>();
+  for (const tracker of trackers) {
+    if (seen.has(tracker)) {
+      throw new BlksnapError('EINVAL', `Cannot take a snapshot of disk "${tracker.disk.name}" twice at once: name it once`);
+    }
+    seen.add(tracker);
+  }
+}
+
+/** Storage on an origin of its own snapshot would have to copy what it writes, for ever. */
+function refuseOwnStorage(trackers: readonly Tracker[], storage: DiffStorage): void {
+  if (storage.path === MEMORY_STORAGE) return;
+  const place = fs.fstatSync(storage.fd);
+  for (const tracker of trackers) {
+    const path = tracker.originPath;
+    if (path === null) continue;
+    const origin = fs.statSync(path);
+    const same = origin.isBlockDevice()
+      ? place.dev === origin.rdev || place.rdev === origin.rdev
+      : place.dev === origin.dev && place.ino === origin.ino;
+    if (same) {
+      throw new BlksnapError(
+        'EINVAL',
+        `Cannot use "${storage.path}" as diff storage: it lies on disk "${tracker.disk.name}", which the snapshot is taken of; name another place`,
+      );
+    }
+  }
+}
+
+/** Freezes all, switches all, thaws all. Once all are frozen nothing can fail. */
+async function take(planned: ReadonlyArray<{ tracker: Tracker; area: DiffArea }>): Promise<{ createdAt: number; heldMs: number }> {
+  const began = performance.now();
+  try {
+    await Promise.all(planned.map(({ tracker }) => tracker.disk.freeze()));
+    for (const { tracker, area } of planned) {
+      area.freeze(tracker.cbt);
+      tracker.cow.add(area);
+    }
+    return { createdAt: Date.now(), heldMs: performance.now() - began };
+  } finally {
+    for (const { tracker } of planned) tracker.disk.thaw();
+  }
+}

@@ -1,0 +1,142 @@
+/** blksnap's own filter: marks what changes, then copies on write while a snapshot is held.
+ *
+ *  Hot path: submit. A mark is made before the write goes on, and nothing that can fail lies
+ *  between the two: a write is never passed on unmarked or uncopied. */
+
+import { BlksnapError } from '../util/errors.ts';
+import type { Arena } from '../io/arena.ts';
+import type { Reactor } from '../io/reactor.ts';
+import { changesData, rangeError } from '../block/bio.ts';
+import type { Bio, BioPool } from '../block/bio.ts';
+import { BlockFilter } from '../block/filter.ts';
+import type { Disk } from '../block/disk.ts';
+import { CbtMap } from './cbt-map.ts';
+import { CopyOnWrite } from './copy-on-write.ts';
+import type { DiffArea } from './diff-area.ts';
+
+export const TRACKER_NAME = 'blksnap';
+const TRACKER_ALTITUDE = 100;
+const COW_TIMEOUT_MS = 10_000;
+
+export interface TrackerOptions {
+  readonly reactor: Reactor;
+  readonly pool: BioPool;
+  /** Memory that copies are made in, shared by the trackers of a thread and by nobody else. */
+  readonly copyMemory: Arena;
+  /** The change map's file; null keeps it in memory. */
+  readonly mapPath: string | null;
+  /** The origin's path, to notice writes made while it was not attached; null where there is none. */
+  readonly originPath: string | null;
+  /** How long a write waits for copy memory before the snapshot breaks. */
+  readonly cowTimeoutMs?: number;
+}
+
+export class Tracker extends BlockFilter {
+  readonly name = TRACKER_NAME;
+  readonly altitude = TRACKER_ALTITUDE;
+  readonly #options: TrackerOptions;
+  #disk: Disk | null = null;
+  #cbt: CbtMap | null = null;
+  #cow: CopyOnWrite | null = null;
+  #size = 0;
+  #readOnly = false;
+  /** Hears that a snapshot's image of this disk was lost. */
+  onBroken: (area: DiffArea, errno: number) => void = () => {};
+
+  constructor(options: TrackerOptions) {
+    super();
+    this.#options = options;
+  }
+
+  /** The origin's path, or null where it has none. */
+  get originPath(): string | null {
+    return this.#options.originPath;
+  }
+
+  get disk(): Disk {
+    if (this.#disk === null) throw new BlksnapError('ENODEV', 'The tracker is not attached to a disk');
+    return this.#disk;
+  }
+
+  get cbt(): CbtMap {
+    if (this.#cbt === null) throw new BlksnapError('ENODEV', 'The tracker is not attached to a disk');
+    return this.#cbt;
+  }
+
+  get cow(): CopyOnWrite {
+    if (this.#cow === null) throw new BlksnapError('ENODEV', 'The tracker is not attached to a disk');
+    return this.#cow;
+  }
+
+  submit(bio: Bio): void {
+    if (changesData(bio.op)) {
+      const error = rangeError(bio, this.#size, this.#readOnly);
+      if (error !== 0) {
+        bio.end(error);
+        return;
+      }
+      this.#cbt!.mark(bio.offset, bio.length, this.#options.reactor.now());
+      const cow = this.#cow!;
+      if (cow.active && !cow.passable(bio)) {
+        cow.hold(bio);
+        return;
+      }
+    }
+    this.below.submit(bio);
+  }
+
+  override async attach(disk: Disk): Promise<void> {
+    const { mapPath, originPath, reactor, pool, copyMemory } = this.#options;
+    this.#cbt = CbtMap.open({ path: mapPath, deviceSize: disk.size, originPath });
+    this.#disk = disk;
+    this.#size = disk.size;
+    this.#readOnly = disk.readOnly;
+    this.#cow = new CopyOnWrite({
+      reactor,
+      pool,
+      memory: copyMemory,
+      deviceSize: disk.size,
+      timeoutMs: this.#options.cowTimeoutMs ?? COW_TIMEOUT_MS,
+      above: this,
+      onBroken: (area, errno) => this.onBroken(area, errno),
+    });
+  }
+
+  override async detach(): Promise<void> {
+    const held = this.cow.areas.filter((area) => area.alive).map((area) => area.snapshotId);
+    if (held.length > 0) {
+      throw new BlksnapError(
+        'EBUSY',
+        `Cannot detach disk "${this.disk.name}": snapshot ${held.join(', ')} is held; destroy it first`,
+      );
+    }
+    this.cbt.close();
+    this.#disk = null;
+  }
+
+  /** Commands: `dirty` {offset, length}[] marks ranges changed, in the live and the frozen maps. */
+  override async ctl(command: string, payload: unknown): Promise<unknown> {
+    if (command !== 'dirty') throw new BlksnapError('EINVAL', `Filter "${TRACKER_NAME}" has no command "${command}"`);
+    this.markDirty(payload as ReadonlyArray<{ offset: number; length: number }>);
+    return null;
+  }
+
+  /** Marks ranges changed although no write was seen. Errors: EINVAL, before anything is marked. */
+  markDirty(ranges: ReadonlyArray<{ readonly offset: number; readonly length: number }>): void {
+    for (const { offset, length } of ranges) {
+      if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(length) || offset < 0 || length <= 0 || offset + length > this.#size) {
+        throw new BlksnapError('EINVAL', `Cannot mark ${length} bytes at ${offset} of disk "${this.disk.name}": its size is ${this.#size}`);
+      }
+    }
+    for (const { offset, length } of ranges) {
+      this.cbt.mark(offset, length, this.#options.reactor.now());
+      for (const area of this.cow.areas) this.markFrozen(area, offset, length);
+    }
+  }
+
+  /** Marks a range in a snapshot's own map, as changed in the period that its take ended. */
+  markFrozen(area: DiffArea, offset: number, length: number): void {
+    const { blockSize } = this.cbt;
+    area.frozenMap.fill(area.changeNumber, Math.floor(offset / blockSize), Math.floor((offset + length - 1) / blockSize) + 1);
+  }
+}
