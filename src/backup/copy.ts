@@ -10,7 +10,8 @@ import type { BioPool } from '../block/bio.ts';
 import type { BlockDevice } from '../block/device.ts';
 import { NO_MEMORY } from '../io/arena.ts';
 import type { Reactor } from '../io/reactor.ts';
-import { BlksnapError, errnoError } from '../util/errors.ts';
+import { BlksnapError, errnoError, toBlksnapError } from '../util/errors.ts';
+import { isZero } from '../util/zeroes.ts';
 import { MIB, alignDown, alignUp } from '../util/units.ts';
 import { totalBytes } from './ranges.ts';
 import type { ByteRange } from './ranges.ts';
@@ -67,13 +68,10 @@ class Copy {
   readonly #to: CopySink;
   readonly #context: CopyContext;
   readonly #granule: number;
-  readonly #zeros: Buffer;
-  /** The arena, as something that compares fast. */
-  readonly #memory: Buffer;
   readonly #pieces: number[] = [];
   readonly #free: number[] = [];
   #wake: (() => void) | null = null;
-  #error: unknown = null;
+  #error: BlksnapError | null = null;
   /** Resolves when everything handed in so far has been started on the sink. */
   #started: Promise<void> = Promise.resolve();
   readonly #bytesTotal: number;
@@ -83,32 +81,36 @@ class Copy {
   readonly #startMs: number;
   #reportedMs: number;
 
-  constructor(from: BlockDevice, to: CopySink, options: CopyContext & { readonly ranges: readonly ByteRange[]; readonly granule: number }) {
+  constructor(
+    from: BlockDevice,
+    to: CopySink,
+    options: CopyContext & { readonly ranges: readonly ByteRange[]; readonly granule: number },
+  ) {
     this.#from = from;
     this.#to = to;
     this.#context = options;
     this.#granule = options.granule;
-    this.#zeros = Buffer.alloc(options.granule);
     this.#bytesTotal = totalBytes(options.ranges);
     const { arena } = options.reactor;
-    this.#memory = Buffer.from(arena.bytes.buffer, arena.bytes.byteOffset, arena.size);
     const limit = Math.max(1, Math.min(PIECES, Math.floor(arena.size / 2 / PIECE_BYTES)));
-    for (let at = 0; this.#pieces.length < limit && (at = arena.allocate(PIECE_BYTES)) !== NO_MEMORY; ) this.#pieces.push(at);
+    for (let at = 0; this.#pieces.length < limit && (at = arena.allocate(PIECE_BYTES)) !== NO_MEMORY;)
+      this.#pieces.push(at);
     this.#free.push(...this.#pieces);
-    if (this.#pieces.length === 0) throw new BlksnapError('ENOMEM', `Cannot copy: no ${PIECE_BYTES} bytes of buffer memory are free`);
+    if (this.#pieces.length === 0)
+      throw new BlksnapError('ENOMEM', `Cannot copy: no ${PIECE_BYTES} bytes of buffer memory are free`);
     this.#startMs = performance.now();
     this.#reportedMs = this.#startMs;
   }
 
   fail(cause: unknown): void {
-    this.#error ??= cause;
+    this.#error ??= toBlksnapError(cause);
   }
 
   /** Goes through the extents of a range. A granule with any data in it is data. */
   async range({ offset, length }: ByteRange): Promise<void> {
     const end = offset + length;
     let dealtWith = offset;
-    for (let position = offset; position < end; ) {
+    for (let position = offset; position < end;) {
       const extents = await this.#from.extents(position, Math.min(end - position, EXTENTS_AHEAD_BYTES));
       for (const extent of extents) {
         const extentEnd = Math.min(position + extent.length, end);
@@ -116,7 +118,8 @@ class Copy {
           const dataStart = Math.max(dealtWith, alignDown(position, this.#granule));
           const dataEnd = Math.min(alignUp(extentEnd, this.#granule), end);
           if (dataStart > dealtWith) await this.#zero(dealtWith, dataStart - dealtWith);
-          for (let at = dataStart; at < dataEnd; at += PIECE_BYTES) await this.#data(at, Math.min(PIECE_BYTES, dataEnd - at));
+          for (let at = dataStart; at < dataEnd; at += PIECE_BYTES)
+            await this.#data(at, Math.min(PIECE_BYTES, dataEnd - at));
           dealtWith = Math.max(dealtWith, dataEnd);
         }
         position = extentEnd;
@@ -179,7 +182,8 @@ class Copy {
   ): Promise<void> {
     try {
       const status = await order.reading;
-      if (status !== 0) throw errnoError(status, `Cannot read ${length} bytes at offset ${offset} of "${this.#from.name}"`);
+      if (status !== 0)
+        throw errnoError(status, `Cannot read ${length} bytes at offset ${offset} of "${this.#from.name}"`);
       this.#bytesRead += length;
       await order.turn;
       if (this.#error !== null) return;
@@ -197,11 +201,13 @@ class Copy {
   }
 
   #startWrites(offset: number, at: number, length: number): Array<Promise<void>> {
+    const data = this.#context.reactor.arena.bytes.subarray(at, at + length);
+    const zeroAt = (start: number): boolean => isZero(data.subarray(start, start + this.#granule));
     const writes: Array<Promise<void>> = [];
-    for (let start = 0; start < length; ) {
-      const zero = this.#isZero(at + start, Math.min(this.#granule, length - start));
+    for (let start = 0; start < length;) {
+      const zero = zeroAt(start);
       let end = start + this.#granule;
-      while (end < length && this.#isZero(at + end, Math.min(this.#granule, length - end)) === zero) end += this.#granule;
+      while (end < length && zeroAt(end) === zero) end += this.#granule;
       const run = Math.min(end, length) - start;
       if (zero) {
         writes.push(this.#to.zero(offset + start, run));
@@ -212,10 +218,6 @@ class Copy {
       start += run;
     }
     return writes;
-  }
-
-  #isZero(at: number, length: number): boolean {
-    return this.#memory[at] === 0 && this.#memory.compare(this.#zeros, 0, length, at, at + length) === 0;
   }
 
   async #zero(offset: number, length: number): Promise<void> {

@@ -12,7 +12,10 @@ afterEach(() => fs.rmSync(directory, { recursive: true }));
 test('a second holder is refused, and told who the first is', () => {
   const lock = lockDisk(directory, 'backup');
   expect(() => lockDisk(directory, 'prune')).toThrow(
-    expect.objectContaining({ code: 'EBUSY', message: expect.stringMatching(`Cannot start prune.*backup by process ${process.pid} on`) }),
+    expect.objectContaining({
+      code: 'EBUSY',
+      message: expect.stringMatching(`Cannot start prune.*backup by process ${process.pid} on`),
+    }),
   );
   lock.release();
   lock.release();
@@ -22,7 +25,9 @@ test('a second holder is refused, and told who the first is', () => {
 test('the lock of a killed process is gone with it', async () => {
   const module = new URL('lock.ts', import.meta.url).href;
   const script = `const { lockDisk } = await import(${JSON.stringify(module)}); lockDisk(${JSON.stringify(directory)}, 'backup'); console.log('locked'); setInterval(() => {}, 1000);`;
-  const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
   await new Promise((resolve) => child.stdout.once('data', resolve));
   expect(() => lockDisk(directory, 'prune')).toThrow(`process ${child.pid}`);
   const ended = new Promise((resolve) => child.once('exit', resolve));

@@ -62,7 +62,8 @@ function takeLock(fd: number, file: string, action: string): void {
   const flock = new Uint8Array(FLOCK_BYTES);
   new Int16Array(flock.buffer)[0] = F_WRLCK;
   const result = fcntl(fd, F_OFD_SETLK, flock);
-  if (result === -ERRNO.EAGAIN || result === -ERRNO.EACCES) throw new BlksnapError('EBUSY', `${busy(file, action)}; try again when it is done`);
+  if (result === -ERRNO.EAGAIN || result === -ERRNO.EACCES)
+    throw new BlksnapError('EBUSY', `${busy(file, action)}; try again when it is done`);
   if (result < 0) throw errnoError(-result, `Cannot lock "${file}"`);
 }
 

@@ -63,11 +63,13 @@ const manifestSchema = z
   .superRefine((manifest, context) => {
     const seen = new Set<string>();
     for (const point of manifest.points) {
-      const complain = (message: string): void => context.addIssue({ code: 'custom', message: `point ${point.id} ${message}` });
+      const complain = (message: string): void =>
+        context.addIssue({ code: 'custom', message: `point ${point.id} ${message}` });
       if (seen.has(point.id)) complain('is there twice');
       for (const content of [point, ...(point.rewrite === undefined ? [] : [point.rewrite])]) {
         if ((content.kind === 'full') !== (content.parent === null)) complain('is a full with a parent, or has none');
-        if (content.parent !== null && !seen.has(content.parent)) complain(`rests on ${content.parent}, which is not before it`);
+        if (content.parent !== null && !seen.has(content.parent))
+          complain(`rests on ${content.parent}, which is not before it`);
       }
       seen.add(point.id);
     }
@@ -140,7 +142,7 @@ export function findPoint(manifest: Manifest, id?: string): RestorePoint {
 export function chainOf(manifest: Manifest, point: RestorePoint): RestorePoint[] {
   const byId = new Map(manifest.points.map((candidate) => [candidate.id, candidate]));
   const chain = [point];
-  for (let next = point.parent; next !== null; ) {
+  for (let next = point.parent; next !== null;) {
     const parent = byId.get(next)!;
     chain.push(parent);
     next = parent.parent;

@@ -18,7 +18,13 @@ const FULL: RestorePoint = {
   fileBytes: 0,
   sums: '0123456789abcdef',
 };
-const INCREMENT: RestorePoint = { ...FULL, id: '20261121T000000Z-0002', kind: 'incremental', parent: FULL.id, changeNumber: 6 };
+const INCREMENT: RestorePoint = {
+  ...FULL,
+  id: '20261121T000000Z-0002',
+  kind: 'incremental',
+  parent: FULL.id,
+  changeNumber: 6,
+};
 const SOURCE: SourceState = { disk: 'vda', identity: 'disk-1', size: 2 ** 30, generationId: 'gen-1', changeNumber: 7 };
 
 function manifestOf(points: RestorePoint[], identity: string | null = 'disk-1'): Manifest {
@@ -53,7 +59,11 @@ describe('what is stored', () => {
 
   test('a damaged parent forces a full that says so', () => {
     const damageOf = (point: RestorePoint): string | null => (point === INCREMENT ? 'its file is gone' : null);
-    expect(planBackup(manifestOf(two), SOURCE, { mode: 'auto', damageOf })).toEqual({ kind: 'full', parent: null, reason: 'its file is gone' });
+    expect(planBackup(manifestOf(two), SOURCE, { mode: 'auto', damageOf })).toEqual({
+      kind: 'full',
+      parent: null,
+      reason: 'its file is gone',
+    });
     expect(planBackup(manifestOf(two), SOURCE, { mode: 'differential', damageOf }).kind).toBe('differential');
   });
 });
@@ -65,6 +75,11 @@ describe('the directory of another disk is refused', () => {
     ['even when a full is asked for', { identity: 'disk-2' }, 'full'],
   ])('%s', (_name, source, mode) => {
     const plan = (): unknown => planBackup(manifestOf([FULL]), { ...SOURCE, ...source }, { mode, damageOf: intact });
-    expect(plan).toThrow(expect.objectContaining({ code: 'EINVAL', message: expect.stringMatching(/another disk.*give another directory/) }));
+    expect(plan).toThrow(
+      expect.objectContaining({
+        code: 'EINVAL',
+        message: expect.stringMatching(/another disk.*give another directory/),
+      }),
+    );
   });
 });

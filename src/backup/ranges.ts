@@ -15,7 +15,8 @@ export function alignOut(ranges: readonly ByteRange[], granule: number, size: nu
     const end = Math.min(alignUp(range.offset + range.length, granule), size);
     if (range.length === 0 || end <= offset) continue;
     const last = joined.at(-1);
-    if (last !== undefined && last.offset + last.length >= offset) last.length = Math.max(last.length, end - last.offset);
+    if (last !== undefined && last.offset + last.length >= offset)
+      last.length = Math.max(last.length, end - last.offset);
     else joined.push({ offset, length: end - offset });
   }
   return joined;

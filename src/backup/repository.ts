@@ -67,7 +67,9 @@ export function diskNames(directory: string): string[] {
   checkMarker(directory);
   return fs
     .readdirSync(directory)
-    .filter((name) => diskNameSchema.safeParse(name).success && fs.existsSync(path.join(directory, name, MANIFEST_NAME)))
+    .filter(
+      (name) => diskNameSchema.safeParse(name).success && fs.existsSync(path.join(directory, name, MANIFEST_NAME)),
+    )
     .sort();
 }
 
@@ -78,7 +80,10 @@ function checkMarker(directory: string): void {
     text = fs.readFileSync(file, 'utf8');
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw toBlksnapError(cause, `Cannot read "${file}"`);
-    throw new BlksnapError('ENOENT', `"${directory}" is not a backup directory: it has no ${MARKER_NAME}; \`blksnap backup\` makes one`);
+    throw new BlksnapError(
+      'ENOENT',
+      `"${directory}" is not a backup directory: it has no ${MARKER_NAME}; \`blksnap backup\` makes one`,
+    );
   }
   let content: unknown = null;
   try {
@@ -87,7 +92,10 @@ function checkMarker(directory: string): void {
     // Falls through to the schema's refusal.
   }
   if (!markerSchema.safeParse(content).success) {
-    throw new BlksnapError('EOPNOTSUPP', `Cannot use "${directory}": this blksnap does not know the format that "${file}" tells of`);
+    throw new BlksnapError(
+      'EOPNOTSUPP',
+      `Cannot use "${directory}": this blksnap does not know the format that "${file}" tells of`,
+    );
   }
 }
 
@@ -103,7 +111,9 @@ export function makeDiskDirectory(directory: string, disk: string): string {
     checkMarker(directory);
     makeDirectoryDurably(diskPath);
   } catch (cause) {
-    throw cause instanceof BlksnapError ? cause : toBlksnapError(cause, `Cannot make the backup directory "${diskPath}"`);
+    throw cause instanceof BlksnapError
+      ? cause
+      : toBlksnapError(cause, `Cannot make the backup directory "${diskPath}"`);
   }
   return diskPath;
 }
@@ -118,11 +128,17 @@ export function readManifest(directory: string, disk: string): Manifest {
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw toBlksnapError(cause, `Cannot read "${file}"`);
     const disks = diskNames(directory);
-    throw new BlksnapError('ENOENT', `"${directory}" has no backups of a disk "${disk}"; it has: ${disks.join(', ') || 'none'}`);
+    throw new BlksnapError(
+      'ENOENT',
+      `"${directory}" has no backups of a disk "${disk}"; it has: ${disks.join(', ') || 'none'}`,
+    );
   }
   const manifest = parseManifest(text, file);
   if (manifest.disk !== disk) {
-    throw new BlksnapError('EINVAL', `Cannot use "${diskPath}": its manifest is of disk "${manifest.disk}", not "${disk}"; name the directory as the disk`);
+    throw new BlksnapError(
+      'EINVAL',
+      `Cannot use "${diskPath}": its manifest is of disk "${manifest.disk}", not "${disk}"; name the directory as the disk`,
+    );
   }
   return { ...manifest, points: manifest.points.map((point) => settled(diskPath, point)) };
 }
@@ -146,7 +162,10 @@ export function openManifest(diskPath: string, disk: string, identity: string | 
     return manifest;
   }
   if (fs.readdirSync(diskPath).some((name) => POINT_FILE.test(name))) {
-    throw new BlksnapError('EEXIST', `Cannot use "${diskPath}": it has restore points but no ${MANIFEST_NAME}; move it away, or put its manifest back`);
+    throw new BlksnapError(
+      'EEXIST',
+      `Cannot use "${diskPath}": it has restore points but no ${MANIFEST_NAME}; move it away, or put its manifest back`,
+    );
   }
   const manifest = emptyManifest(disk, identity);
   writeManifest(diskPath, manifest);
@@ -162,7 +181,12 @@ export function writeManifest(diskPath: string, manifest: Manifest): void {
 export function clearLeftovers(diskPath: string, manifest: Manifest): void {
   const text = formatManifest(manifest);
   if (fs.readFileSync(path.join(diskPath, MANIFEST_NAME), 'utf8') !== text) writeManifest(diskPath, manifest);
-  const wanted = new Set(manifest.points.flatMap((point) => [pointFileName(point.id), path.basename(sumsFile(diskPath, point.id, point.sums))]));
+  const wanted = new Set(
+    manifest.points.flatMap((point) => [
+      pointFileName(point.id),
+      path.basename(sumsFile(diskPath, point.id, point.sums)),
+    ]),
+  );
   for (const name of fs.readdirSync(diskPath)) {
     const ours = POINT_FILE.test(name) || name === MANIFEST_NAME + PARTIAL;
     if (ours && !wanted.has(name)) fs.unlinkSync(path.join(diskPath, name));

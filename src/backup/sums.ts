@@ -1,0 +1,64 @@
+/** The sums file of a restore point: the checksum of each range of its qcow2 file, as text.
+ *
+ *      blksnap-sums 1 <file bytes> <range bytes>
+ *      <xxHash64 of the first range, 16 hexadecimal digits>
+ *      …
+ *
+ *  Its own checksum is in its name and in the manifest, so it is found, and trusted, by that. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { RangeChecksums } from '../util/checksum.ts';
+import { syncDirectory } from './durable.ts';
+import { sumsFile } from './repository.ts';
+
+const HEADER = /^blksnap-sums 1 (\d+) (\d+)$/;
+
+export interface FileSums {
+  readonly fileBytes: number;
+  readonly rangeBytes: number;
+  /** In order; the last range may be short. */
+  readonly checksums: readonly string[];
+}
+
+/** Writes the sums of a point's file and returns their own checksum. Nothing names the file yet: that
+ *  is the manifest's part. */
+export function writeSums(diskPath: string, id: string, sums: FileSums): string {
+  const text = [`blksnap-sums 1 ${sums.fileBytes} ${sums.rangeBytes}`, ...sums.checksums, ''].join('\n');
+  const checksum = checksumOf(text);
+  const file = sumsFile(diskPath, id, checksum);
+  const fd = fs.openSync(file, 'w', 0o644);
+  try {
+    fs.writeFileSync(fd, text);
+    fs.fsyncSync(fd);
+  } finally {
+    fs.closeSync(fd);
+  }
+  syncDirectory(path.dirname(file));
+  return checksum;
+}
+
+/** The sums of a point's file, or in words why they cannot be had. */
+export function readSums(diskPath: string, id: string, checksum: string): FileSums | string {
+  const file = sumsFile(diskPath, id, checksum);
+  let text: string;
+  try {
+    text = fs.readFileSync(file, 'utf8');
+  } catch (cause) {
+    return (cause as NodeJS.ErrnoException).code === 'ENOENT'
+      ? 'it is missing'
+      : `it cannot be read: ${(cause as Error).message}`;
+  }
+  if (checksumOf(text) !== checksum) return 'its own checksum does not match';
+  const [header, ...checksums] = text.trimEnd().split('\n');
+  const match = HEADER.exec(header ?? '');
+  if (match === null) return 'its first line is not one of a sums file';
+  return { fileBytes: Number(match[1]), rangeBytes: Number(match[2]), checksums };
+}
+
+function checksumOf(text: string): string {
+  const bytes = Buffer.from(text);
+  const whole = new RangeChecksums(bytes.length);
+  whole.update(bytes);
+  return whole.finish()[0]!;
+}
