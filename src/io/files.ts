@@ -1,0 +1,46 @@
+/** Whole ranges of files through a reactor, for slow paths: loops over short results, and errors that
+ *  name the file. What names a file here is its descriptor and, for the messages, its path. */
+
+import { BlksnapError, errnoError } from '../util/errors.ts';
+import { NO_MEMORY } from './arena.ts';
+import type { Arena } from './arena.ts';
+import { completed } from './reactor.ts';
+import type { Reactor } from './reactor.ts';
+
+/** Reads until `length` bytes are there or the file ends. Resolves with the count. */
+export async function readWhole(reactor: Reactor, file: OpenFile, at: number, length: number, offset: number): Promise<number> {
+  let done = 0;
+  while (done < length) {
+    const result = await completed((c) => reactor.read(file.fd, at + done, length - done, offset + done, c));
+    if (result < 0) throw errnoError(-result, `Cannot read "${file.path}" at ${offset + done}`);
+    if (result === 0) break;
+    done += result;
+  }
+  return done;
+}
+
+export async function writeWhole(reactor: Reactor, file: OpenFile, at: number, length: number, offset: number): Promise<void> {
+  let done = 0;
+  while (done < length) {
+    const result = await completed((c) => reactor.write(file.fd, at + done, length - done, offset + done, false, c));
+    if (result <= 0) throw errnoError(result === 0 ? 5 : -result, `Cannot write "${file.path}" at ${offset + done}`);
+    done += result;
+  }
+}
+
+export interface OpenFile {
+  readonly fd: number;
+  readonly path: string;
+}
+
+/** Borrows arena memory, waiting for it if need be. Errors: ENOMEM when the arena can never lend as much. */
+export async function borrow(arena: Arena, length: number): Promise<number> {
+  if (length > arena.largest) {
+    throw new BlksnapError('ENOMEM', `Cannot borrow ${length} bytes: the arena lends at most ${arena.largest} at once; give it more memory`);
+  }
+  for (;;) {
+    const at = arena.allocate(length);
+    if (at !== NO_MEMORY) return at;
+    await new Promise<void>((resolve) => arena.whenFreed(resolve));
+  }
+}
