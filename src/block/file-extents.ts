@@ -1,0 +1,43 @@
+/** Where a file has data and where holes, by lseek. */
+
+import fs from 'node:fs';
+import { SEEK_DATA, SEEK_HOLE, ffiAvailable, seek } from '../io/sys.ts';
+import { BlksnapError, ERRNO, errnoError } from '../util/errors.ts';
+import { pushExtent } from './device.ts';
+import type { Extent } from './device.ts';
+
+/** Extents per answer: the seeks block the thread. */
+const EXTENTS_LIMIT = 512;
+const ENXIO = 6;
+
+/** As BlockDevice.extents. `size` is the device's: a file that has shrunk is an error, not a hole. */
+export function fileExtents(
+  fd: number,
+  range: { readonly name: string; readonly size: number; readonly offset: number; readonly length: number },
+): Extent[] {
+  const { name, size, offset, length } = range;
+  const list: Extent[] = [];
+  if (!ffiAvailable()) return [{ length, hole: false, zero: false }];
+  const actual = fs.fstatSync(fd).size;
+  if (actual < size) {
+    throw new BlksnapError('EIO', `Cannot read the extents of "${name}": it has shrunk to ${actual} bytes, want ${size}`);
+  }
+  const end = offset + length;
+  for (let at = offset; at < end && list.length < EXTENTS_LIMIT; ) {
+    const data = seekTo(fd, at, SEEK_DATA, end, name);
+    if (data > at) pushExtent(list, data - at, true, true);
+    const hole = data < end ? seekTo(fd, data, SEEK_HOLE, end, name) : end;
+    if (hole > data) pushExtent(list, hole - data, false, false);
+    at = hole;
+  }
+  return list;
+}
+
+/** Where data (or a hole) begins, at most `end`. A file system that does not know has data only. */
+function seekTo(fd: number, at: number, whence: typeof SEEK_DATA | typeof SEEK_HOLE, end: number, name: string): number {
+  const found = seek(fd, at, whence);
+  if (found >= 0) return Math.min(found, end);
+  if (found === -ENXIO) return end;
+  if (found === -ERRNO.EINVAL || found === -ERRNO.EOPNOTSUPP) return whence === SEEK_DATA ? at : end;
+  throw errnoError(-found, `Cannot read the extents of "${name}" at ${at}`);
+}
