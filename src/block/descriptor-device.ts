@@ -54,6 +54,7 @@ export class DescriptorDevice implements BlockDevice {
   /** errno of the sync that failed, or 0. */
   #lost = 0;
   #zerosAt = NO_MEMORY;
+  readonly #zeroBytes: number;
   readonly #wantZeros = new BioQueue();
   #closed = false;
 
@@ -78,6 +79,7 @@ export class DescriptorDevice implements BlockDevice {
     this.#memoryAlignment = geometry.memoryAlignment;
     this.#bounce = geometry.memoryAlignment > 1 ? new BounceSlots(reactor, geometry.fd, (bio, result) => this.#end(bio, result)) : null;
     this.#canPunch = geometry.capabilities.discard;
+    this.#zeroBytes = Math.min(ZERO_BYTES, reactor.arena.largest);
   }
 
   submit(bio: Bio): void {
@@ -215,15 +217,15 @@ export class DescriptorDevice implements BlockDevice {
       return;
     }
     bio.driver = this.#filling;
-    const length = Math.min(ZERO_BYTES, bio.length - bio.progress);
+    const length = Math.min(this.#zeroBytes, bio.length - bio.progress);
     this.#reactor.write(this.#fd, this.#zerosAt, length, bio.offset + bio.progress, false, bio);
   }
 
   #borrowZeros(): boolean {
     const { arena } = this.#reactor;
-    const at = arena.allocate(ZERO_BYTES);
+    const at = arena.allocate(this.#zeroBytes);
     if (at === NO_MEMORY) return false;
-    arena.bytes.fill(0, at, at + ZERO_BYTES);
+    arena.bytes.fill(0, at, at + this.#zeroBytes);
     this.#zerosAt = at;
     return true;
   }

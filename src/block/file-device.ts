@@ -26,7 +26,7 @@ export function openFileDevice(path: string, options: OpenDeviceOptions): Descri
   const fd = openImage(path, readOnly, options.direct ?? false);
   try {
     lockImage(fd, path, { write: !readOnly });
-    return describeFile(fd, path, options);
+    return fileDevice(fd, path, options);
   } catch (cause) {
     fs.closeSync(fd);
     throw cause;
@@ -47,7 +47,8 @@ function openImage(path: string, readOnly: boolean, direct: boolean): number {
   }
 }
 
-function describeFile(fd: number, path: string, options: OpenDeviceOptions): DescriptorDevice {
+/** A device on an image that is open already; the descriptor is the device's from then on. */
+export function fileDevice(fd: number, path: string, options: OpenDeviceOptions): DescriptorDevice {
   const { size } = fs.fstatSync(fd);
   const readOnly = options.readOnly ?? false;
   const alignment = options.direct === true ? fileAlignment(fd, path, size) : { memory: 1, offset: SECTOR };
