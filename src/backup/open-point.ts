@@ -2,7 +2,7 @@
 
 import type { BioPool } from '../block/bio.ts';
 import type { Reactor } from '../io/reactor.ts';
-import { openQcow2 } from '../qcow2/open.ts';
+import { insideDirectory, openQcow2 } from '../qcow2/open.ts';
 import type { Qcow2Device } from '../qcow2/device.ts';
 import { toBlksnapError } from '../util/errors.ts';
 import { findPoint } from './manifest.ts';
@@ -31,7 +31,9 @@ export async function openPoint(
   for (let manifest = readManifest(name.directory, name.disk); ;) {
     const point = findPoint(manifest, name.point);
     try {
-      return { point, device: await openQcow2(pointFile(diskPath, point.id), context) };
+      // A file that was tampered with must not make us serve others of this machine.
+      const allowBacking = insideDirectory(diskPath);
+      return { point, device: await openQcow2(pointFile(diskPath, point.id), { ...context, allowBacking }) };
     } catch (cause) {
       // A prune may have changed the chain just now: then there is a new manifest, and it is worth another look.
       const now = readManifest(name.directory, name.disk);

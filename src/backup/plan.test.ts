@@ -57,6 +57,21 @@ describe('what is stored', () => {
     expect(plan.reason).toMatch(reason);
   });
 
+  test('a chain that grew long is begun anew', () => {
+    const points = [FULL];
+    for (let n = 1; n < 200; n++) {
+      points.push({
+        ...INCREMENT,
+        id: `20261121T000000Z-${String(n).padStart(4, '0')}`,
+        parent: points.at(-1)!.id,
+        changeNumber: 4,
+      });
+    }
+    const kindAfter = (count: number): string =>
+      planBackup(manifestOf(points.slice(0, count)), SOURCE, { mode: 'auto', damageOf: intact }).kind;
+    expect([kindAfter(199), kindAfter(200)]).toEqual(['incremental', 'full']);
+  });
+
   test('a damaged parent forces a full that says so', () => {
     const damageOf = (point: RestorePoint): string | null => (point === INCREMENT ? 'its file is gone' : null);
     expect(planBackup(manifestOf(two), SOURCE, { mode: 'auto', damageOf })).toEqual({

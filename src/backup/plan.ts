@@ -5,7 +5,11 @@
  *  it is more likely a slip than a wish. Does no I/O. */
 
 import { BlksnapError } from '../util/errors.ts';
+import { chainOf } from './manifest.ts';
 import type { Manifest, PointKind, RestorePoint } from './manifest.ts';
+
+/** Files that a point may rest on, itself included: every one costs each reader a look, and readers have limits. */
+const MAX_CHAIN_POINTS = 200;
 
 /** `auto`: incremental where possible. `differential`: what changed since the newest full. */
 export type BackupMode = 'auto' | 'full' | 'differential';
@@ -44,7 +48,9 @@ export function planBackup(
 
   const differential = options.mode === 'differential';
   const parent = differential ? manifest.points.findLast((point) => point.kind === 'full')! : newest;
-  const obstacle = whyNotSince(parent, source) ?? options.damageOf(parent);
+  const depth = chainOf(manifest, parent).length;
+  const tooDeep = depth < MAX_CHAIN_POINTS ? null : `${parent.id} rests on ${depth - 1} points already`;
+  const obstacle = whyNotSince(parent, source) ?? tooDeep ?? options.damageOf(parent);
   if (obstacle !== null) return full(obstacle);
   return {
     kind: differential ? 'differential' : 'incremental',

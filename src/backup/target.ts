@@ -7,6 +7,7 @@ import fs from 'node:fs';
 import { FLUSH, READ, WRITE, WRITE_ZEROES, runBio } from '../block/bio.ts';
 import type { BioPool, Op } from '../block/bio.ts';
 import type { BlockDevice } from '../block/device.ts';
+import { lockImage } from '../block/locks.ts';
 import { openDevice } from '../block/open.ts';
 import { borrow } from '../io/files.ts';
 import type { Reactor } from '../io/reactor.ts';
@@ -92,16 +93,17 @@ async function newFile(file: string, { size }: TargetOptions, context: TargetCon
   });
 }
 
-/** A file that takes the place of another when it is whole, with that one's owner and mode. The other is held open,
- *  and so locked, until then: a disk that is in use is not pulled away. */
+/** A file that takes the place of another when it is whole, with that one's owner and mode. The other is held
+ *  open, and locked, until then: a disk that is in use is not pulled away. */
 async function replacedFile(
   file: string,
   existing: fs.Stats,
   options: TargetOptions,
   context: TargetContext,
 ): Promise<Target> {
-  const held = existing.size > 0 ? await openDevice(file, context) : null;
+  const held = fs.openSync(file, 'r+');
   try {
+    lockImage(held, file, { write: true });
     const target = await newFile(file, options, context);
     fs.chmodSync(file + PARTIAL, existing.mode & 0o7777);
     try {
@@ -109,11 +111,13 @@ async function replacedFile(
     } catch {
       // Only root may give files away; a restored file of one's own is better than none.
     }
+    let open = true;
     const close = (end: () => Promise<void>) => async (): Promise<void> => {
       try {
         await end();
       } finally {
-        await held?.close();
+        if (open) fs.closeSync(held);
+        open = false;
       }
     };
     return {
@@ -123,7 +127,7 @@ async function replacedFile(
       abort: close(() => target.abort()),
     };
   } catch (cause) {
-    await held?.close();
+    fs.closeSync(held);
     throw cause;
   }
 }

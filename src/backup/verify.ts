@@ -116,7 +116,7 @@ async function checkPoint(
   return now.sums === point.sums ? damage : checkPoint(disk, now, broken, context);
 }
 
-/** Opens the chain as restore would, and walks its tables. */
+/** Opens the chain as restore would, and walks the tables of the point's own file. */
 async function checkStructure(disk: string, point: RestorePoint, context: CheckContext): Promise<Damage[]> {
   const complaint = (problem: string): Damage[] => [
     { disk, point: point.id, file: pointFile(diskPathOf(context.directory, disk), point.id), problem },
@@ -126,7 +126,7 @@ async function checkStructure(disk: string, point: RestorePoint, context: CheckC
     try {
       if (device.size !== point.size) return complaint(`holds a disk of ${device.size} bytes instead of ${point.size}`);
       for (let offset = 0; offset < device.size;) {
-        for (const extent of await device.extents(offset, device.size - offset)) offset += extent.length;
+        for (const extent of await device.ownExtents(offset, device.size - offset)) offset += extent.length;
       }
       return [];
     } finally {
