@@ -1,0 +1,164 @@
+import fs from 'node:fs';
+import path from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { BackupWorld } from '../../test/backup/world.ts';
+import { formatManifest, parseManifest } from './manifest.ts';
+import { openPoint } from './open-point.ts';
+import { prune } from './prune.ts';
+import type { PruneResult } from './prune.ts';
+import { readManifest } from './repository.ts';
+import { verify } from './verify.ts';
+
+let world: BackupWorld;
+beforeEach(async () => void (world = await BackupWorld.open(2)));
+afterEach(() => world.close());
+
+const pruneTo = (keepLast: number): Promise<PruneResult> =>
+  prune({ directory: world.repository, disk: 'vda', keepLast, reactor: world.reactor, pool: world.pool });
+
+async function backUpAs(...modes: Array<'auto' | 'full' | 'differential'>): Promise<string[]> {
+  const ids: string[] = [];
+  for (const mode of modes) {
+    ids.push((await world.backUp({ mode })).point.id);
+    world.scribble(4);
+  }
+  return ids;
+}
+
+/** Every point that stays is right, verified, and nothing else lies about. */
+async function expectSound(ids: readonly string[]): Promise<void> {
+  const { points } = readManifest(world.repository, 'vda');
+  expect(points.map(({ id }) => id)).toEqual(ids);
+  const wanted = points.flatMap(({ id, sums }) => [`${id}.qcow2`, `${id}-${sums}.sums`]);
+  expect(world.files().sort()).toEqual([...wanted, 'manifest.json'].sort());
+  for (const id of ids) await world.expectRestored(id);
+  const report = await verify({ directory: world.repository, reactor: world.reactor, pool: world.pool });
+  expect(report.damage).toEqual([]);
+}
+
+test('the oldest that stays becomes a full, and increments go on from there', async () => {
+  const ids = await backUpAs('auto', 'auto', 'auto', 'auto');
+  const result = await pruneTo(2);
+  expect(result).toMatchObject({ removed: ids.slice(0, 2), rewritten: [ids[2]] });
+  expect(readManifest(world.repository, 'vda').points.map(({ kind }) => kind)).toEqual(['full', 'incremental']);
+  await expectSound(ids.slice(2));
+  const next = await world.backUp();
+  expect(next.point).toMatchObject({ kind: 'incremental', parent: ids[3] });
+  await expectSound([...ids.slice(2), next.point.id]);
+});
+
+test('differentials that lose their full share a new one', async () => {
+  const ids = await backUpAs('full', 'differential', 'differential', 'differential', 'differential');
+  const result = await pruneTo(3);
+  expect(result.rewritten).toEqual(ids.slice(2));
+  expect(readManifest(world.repository, 'vda').points.map(({ kind }) => kind)).toEqual([
+    'full',
+    'incremental',
+    'incremental',
+  ]);
+  await expectSound(ids.slice(2));
+});
+
+test('what rests on nothing removed is only kept, and the bytes freed are those of the files', async () => {
+  const ids = await backUpAs('full', 'auto', 'full', 'auto');
+  const sizes = ids.slice(0, 2).map((id) => fs.statSync(path.join(world.diskPath, `${id}.qcow2`)).size);
+  expect(await pruneTo(2)).toEqual({
+    disk: 'vda',
+    removed: ids.slice(0, 2),
+    rewritten: [],
+    bytesFreed: sizes[0]! + sizes[1]!,
+  });
+  await expectSound(ids.slice(2));
+  expect(await pruneTo(2)).toMatchObject({ removed: [], bytesFreed: 0 });
+});
+
+test('an open point stays readable when its files go', async () => {
+  const ids = await backUpAs('full', 'full');
+  const { device } = await openPoint({ directory: world.repository, disk: 'vda', point: ids[0]! }, world);
+  await pruneTo(1);
+  expect((await device.extents(0, device.size)).length).toBeGreaterThan(1);
+  await device.close();
+});
+
+test('damage is not copied into a new full: prune refuses, and removes nothing', async () => {
+  const ids = await backUpAs('auto', 'auto', 'auto');
+  const before = world.files();
+  const file = path.join(world.diskPath, `${ids[0]}.qcow2`);
+  const bytes = fs.readFileSync(file);
+  bytes[200_000]! ^= 1;
+  fs.writeFileSync(file, bytes);
+  await expect(pruneTo(1)).rejects.toMatchObject({
+    code: 'EBADMSG',
+    message: expect.stringContaining(`"${file}", bytes 0 to`),
+  });
+  expect(world.files()).toEqual(before);
+});
+
+test('keeping none is refused', async () => {
+  await backUpAs('auto');
+  await expect(pruneTo(0)).rejects.toMatchObject({ code: 'EINVAL' });
+});
+
+describe('after a crash', () => {
+  /** A prune's end state and what was there before it, to mix as a crash would. */
+  async function pruned(): Promise<{ ids: string[]; before: Map<string, Buffer>; after: Map<string, Buffer> }> {
+    const ids = await backUpAs('full', 'differential', 'differential', 'auto');
+    const before = snapshotFiles();
+    await pruneTo(3);
+    return { ids, before, after: snapshotFiles() };
+  }
+
+  const snapshotFiles = (): Map<string, Buffer> =>
+    new Map(world.files().map((name) => [name, fs.readFileSync(path.join(world.diskPath, name))]));
+
+  function put(files: Map<string, Buffer>): void {
+    for (const name of world.files()) fs.unlinkSync(path.join(world.diskPath, name));
+    for (const [name, bytes] of files) fs.writeFileSync(path.join(world.diskPath, name), bytes);
+  }
+
+  /** The old manifest, telling of the rewrites that the new one has. */
+  function announcing(before: Map<string, Buffer>, after: Map<string, Buffer>): Buffer {
+    const [old, now] = [before, after].map((files) => parseManifest(String(files.get('manifest.json')), 'm'));
+    const points = old!.points.map((point) => {
+      const found = now!.points.find((other) => other.id === point.id && other.sums !== point.sums);
+      if (found === undefined) return point;
+      const { kind, parent, bytesStored, fileBytes, sums } = found;
+      return { ...point, rewrite: { kind, parent, bytesStored, fileBytes, sums } };
+    });
+    return Buffer.from(formatManifest({ ...old!, points }));
+  }
+
+  // Two files are rewritten: each may or may not have taken its place when the power went.
+  test.each([0, 1, 2, 3])('between the announcement and the end (%d), every point is right', async (renamed) => {
+    const { ids, before, after } = await pruned();
+    const files = new Map([...before, ['manifest.json', announcing(before, after)] as const]);
+    for (const [index, id] of [ids[1], ids[2]].entries()) {
+      const name = `${id}.qcow2`;
+      if ((renamed & (1 << index)) !== 0) files.set(name, after.get(name)!);
+      else files.set(`${name}.rewrite`, after.get(name)!);
+    }
+    for (const [name, bytes] of after) if (name.endsWith('.sums')) files.set(name, bytes);
+    put(files);
+    for (const id of ids) await world.expectRestored(id);
+    const report = await verify({ directory: world.repository, reactor: world.reactor, pool: world.pool });
+    expect(report.damage).toEqual([]);
+    const next = await world.backUp();
+    await expectSound([...ids, next.point.id]);
+    await pruneTo(2);
+    await expectSound([ids[3]!, next.point.id]);
+  });
+
+  test('before the announcement, the new files are leftovers', async () => {
+    const { ids, before, after } = await pruned();
+    put(new Map([...before, [`${ids[1]}.qcow2.rewrite`, after.get(`${ids[1]}.qcow2`)!]]));
+    await pruneTo(3);
+    await expectSound(ids.slice(1));
+  });
+
+  test('before the old files are removed, they are leftovers', async () => {
+    const { ids, before, after } = await pruned();
+    put(new Map([...before, ...after]));
+    const next = await world.backUp();
+    await expectSound([...ids.slice(1), next.point.id]);
+  });
+});
