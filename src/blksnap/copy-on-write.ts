@@ -216,7 +216,11 @@ export class CopyOnWrite implements CowRunOwner {
       count++;
     }
     const { memory, pool, deviceSize } = this.#o;
-    const at = memory.allocate(count * CHUNK);
+    let at = memory.allocate(count * CHUNK);
+    while (at === NO_MEMORY && count > 1) {
+      count = Math.ceil(count / 2);
+      at = memory.allocate(count * CHUNK);
+    }
     if (at === NO_MEMORY) return 0;
     const run = this.#spareRuns.pop() ?? new CowRun(this);
     run.area = area;
@@ -398,6 +402,4 @@ export class CopyOnWrite implements CowRunOwner {
   }
 }
 
-/** The least memory that copying can work with: one run of the largest size. */
-export const MIN_COPY_MEMORY = MAX_RUN * CHUNK * 2;
 assert(CHUNK === ARENA_BLOCK, 'a chunk is one arena block');

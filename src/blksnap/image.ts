@@ -122,8 +122,7 @@ export class SnapshotImage implements BlockDevice {
       case DISCARD:
       case WRITE_ZEROES:
         this.#inFlight++;
-        this.tracker.cbt.mark(bio.offset, bio.length, this.#reactor.now());
-        this.tracker.markFrozen(this.area, bio.offset, bio.length);
+        this.tracker.markImageWrite(this.area, bio.offset, bio.length);
         this.#overlay.submit(bio);
         return;
       default:

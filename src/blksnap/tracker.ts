@@ -128,15 +128,21 @@ export class Tracker extends BlockFilter {
         throw new BlksnapError('EINVAL', `Cannot mark ${length} bytes at ${offset} of disk "${this.disk.name}": its size is ${this.#size}`);
       }
     }
-    for (const { offset, length } of ranges) {
-      this.cbt.mark(offset, length, this.#options.reactor.now());
-      for (const area of this.cow.areas) this.markFrozen(area, offset, length);
-    }
+    for (const { offset, length } of ranges) this.#markFrom(0, offset, length);
   }
 
-  /** Marks a range in a snapshot's own map, as changed in the period that its take ended. */
-  markFrozen(area: DiffArea, offset: number, length: number): void {
-    const { blockSize } = this.cbt;
-    area.frozenMap.fill(area.changeNumber, Math.floor(offset / blockSize), Math.floor((offset + length - 1) / blockSize) + 1);
+  /** Marks what is written to a snapshot's image: in its own map, in those of all newer snapshots
+   *  (an increment on a backup of this image must not miss it), and in the live map. */
+  markImageWrite(area: DiffArea, offset: number, length: number): void {
+    this.#markFrom(this.cow.indexOf(area), offset, length);
+  }
+
+  /** Each frozen map is marked with its own number: changed in the period that its take ended. */
+  #markFrom(index: number, offset: number, length: number): void {
+    const { cbt, cow } = this;
+    cbt.mark(offset, length, this.#options.reactor.now());
+    const first = Math.floor(offset / cbt.blockSize);
+    const end = Math.floor((offset + length - 1) / cbt.blockSize) + 1;
+    for (const area of cow.areas.slice(index)) area.frozenMap.fill(area.changeNumber, first, end);
   }
 }

@@ -1,0 +1,297 @@
+/** The core against a plain model: random writes, discards, snapshots and image writes on two disks,
+ *  many under way at once, compared with arrays and frozen copies after every step.
+ *
+ *  Seeded: a failure prints its seed; BLKSNAP_SEED=n repeats it, BLKSNAP_STEPS=n makes it longer. */
+
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { Arena } from '../io/arena.ts';
+import { openReactor } from '../io/open.ts';
+import type { DriverName } from '../io/open.ts';
+import type { Reactor } from '../io/reactor.ts';
+import { BioPool, DISCARD, READ, WRITE, WRITE_ZEROES, runBio } from '../block/bio.ts';
+import type { Bio, BioSink, Op } from '../block/bio.ts';
+import { Disk } from '../block/disk.ts';
+import { BlockFilter } from '../block/filter.ts';
+import { openDevice } from '../block/open.ts';
+import { Prng } from '../util/prng.ts';
+import { MIB } from '../util/units.ts';
+import { SnapshotSet } from './snapshot-set.ts';
+import type { Snapshot } from './snapshot.ts';
+import type { SnapshotImage } from './image.ts';
+import { Tracker } from './tracker.ts';
+
+const SECTOR = 512;
+/** Far too little, so that writes wait for memory all the time. */
+const COPY_MEMORY = 64 * 1024;
+const SEEDS = process.env['BLKSNAP_SEED'] === undefined ? [1, 2, 3, 4] : [Number(process.env['BLKSNAP_SEED'])];
+const STEPS = Number(process.env['BLKSNAP_STEPS'] ?? 60);
+/** Sizes that are no whole chunks and no whole tracking blocks. */
+const SIZES = [512 * 1024 + 3 * SECTOR, 200 * 1024 + SECTOR];
+
+/** A slow disk that serves what is under way in any order, as disks may. */
+class Shuffle extends BlockFilter {
+  readonly name = 'shuffle';
+  readonly altitude = 1;
+  readonly #random: Prng;
+  readonly #reactor: Reactor;
+
+  constructor(random: Prng, reactor: Reactor) {
+    super();
+    this.#random = random;
+    this.#reactor = reactor;
+  }
+
+  submit(bio: Bio): void {
+    if (this.#random.chance(0.5)) this.below.submit(bio);
+    else this.#reactor.timer(this.#random.below(3), { complete: () => this.below.submit(bio) });
+  }
+
+  override async attach(): Promise<void> {}
+  override async detach(): Promise<void> {}
+  override async ctl(): Promise<unknown> {
+    return null;
+  }
+}
+
+interface ModelDisk {
+  readonly disk: Disk;
+  readonly tracker: Tracker;
+  readonly content: Uint8Array;
+}
+
+interface ModelImage {
+  readonly image: SnapshotImage;
+  readonly owner: ModelDisk;
+  readonly content: Uint8Array;
+}
+
+interface Range {
+  readonly offset: number;
+  readonly length: number;
+}
+
+class World {
+  readonly random: Prng;
+  readonly reactor: Reactor;
+  readonly pool = new BioPool();
+  readonly set: SnapshotSet;
+  readonly disks: ModelDisk[] = [];
+  readonly held = new Map<Snapshot, ModelImage[]>();
+  readonly #directory: string;
+  readonly #copyMemory: Arena;
+  readonly #copyAt: number;
+
+  constructor(reactor: Reactor, seed: number, directory: string) {
+    this.random = new Prng(seed);
+    this.reactor = reactor;
+    this.#directory = directory;
+    this.set = new SnapshotSet({ reactor, pool: this.pool });
+    const { arena } = reactor;
+    this.#copyAt = arena.allocate(COPY_MEMORY);
+    this.#copyMemory = new Arena(arena.bytes.buffer, arena.address, { at: this.#copyAt, length: COPY_MEMORY });
+  }
+
+  async open(): Promise<void> {
+    for (const [i, size] of SIZES.entries()) {
+      const file = path.join(this.#directory, `disk${i}`);
+      const content = new Uint8Array(size);
+      this.random.fill(content.subarray(0, size / 2));
+      fs.writeFileSync(file, content);
+      const device = await openDevice(file, { reactor: this.reactor });
+      const disk = new Disk(`disk${i}`, device);
+      const tracker = new Tracker({
+        reactor: this.reactor,
+        pool: this.pool,
+        copyMemory: this.#copyMemory,
+        mapPath: path.join(this.#directory, `disk${i}.map`),
+        originPath: file,
+      });
+      await disk.attachFilter(tracker);
+      await disk.attachFilter(new Shuffle(this.random, this.reactor));
+      this.disks.push({ disk, tracker, content });
+    }
+  }
+
+  async close(): Promise<void> {
+    const { counters } = this.disks[0]!.tracker.cow;
+    expect(counters.heldWrites).toBeGreaterThan(0);
+    expect(counters.memoryWaits).toBeGreaterThan(0);
+    await this.set.close();
+    for (const { disk } of this.disks) await disk.close();
+    expect(this.pool.lent).toBe(0);
+    expect(this.#copyMemory.lentBytes).toBe(0);
+    this.reactor.arena.release(this.#copyAt);
+    expect(this.reactor.arena.lentBytes).toBe(0);
+    await this.reactor.close();
+  }
+
+  range(size: number): Range {
+    const sectors = size / SECTOR;
+    const offset = this.random.below(sectors);
+    const most = this.random.chance(0.1) ? 400 : this.random.chance(0.5) ? 8 : 24;
+    return { offset: offset * SECTOR, length: (1 + this.random.below(Math.min(most, sectors - offset))) * SECTOR };
+  }
+
+  /** Writes, discards or zeroes the range; updates the model when it is started. */
+  async change(sink: BioSink, content: Uint8Array, { offset, length }: Range): Promise<void> {
+    const op: Op = this.random.chance(0.75) ? WRITE : this.random.chance(0.5) ? DISCARD : WRITE_ZEROES;
+    const { arena } = this.reactor;
+    const target = content.subarray(offset, offset + length);
+    if (op === WRITE && !this.random.chance(0.1)) this.random.fill(target);
+    else target.fill(0);
+    const at = op === WRITE ? arena.allocate(length) : 0;
+    expect(at).toBeGreaterThanOrEqual(0);
+    if (op === WRITE) arena.bytes.set(target, at);
+    const status = await runBio(this.pool, sink, { op, offset, length, at });
+    if (op === WRITE) arena.release(at);
+    expect(status).toBe(0);
+  }
+
+  async read(sink: BioSink, { offset, length }: Range): Promise<Uint8Array> {
+    const { arena } = this.reactor;
+    const at = arena.allocate(length);
+    expect(at).toBeGreaterThanOrEqual(0);
+    const status = await runBio(this.pool, sink, { op: READ, offset, length, at });
+    const result = arena.bytes.slice(at, at + length);
+    arena.release(at);
+    expect(status).toBe(0);
+    return result;
+  }
+
+  async expectContent(what: string, sink: BioSink, content: Uint8Array, range: Range): Promise<void> {
+    const got = await this.read(sink, range);
+    const want = content.slice(range.offset, range.offset + range.length);
+    if (Buffer.compare(got, want) === 0) return;
+    const at = got.findIndex((byte, i) => byte !== want[i]);
+    expect.fail(`${what} differs at ${range.offset + at} (range ${range.offset}+${range.length})`);
+  }
+
+  /** Many operations at once: changes of ranges that do not overlap, and reads of frozen images. */
+  async burst(): Promise<void> {
+    const running: Array<Promise<void>> = [];
+    const taken = new Map<object, Range[]>();
+    const images = [...this.held.values()].flat();
+    for (let i = 0; i < 24; i++) {
+      const model = this.disks[this.random.below(this.disks.length)]!;
+      const range = this.range(model.content.length);
+      const busy = taken.get(model) ?? [];
+      if (busy.some((other) => overlap(other, range))) continue;
+      taken.set(model, [...busy, range]);
+      running.push(this.change(model.disk, model.content, range));
+      const image = images[this.random.below(Math.max(1, images.length))];
+      if (image === undefined) continue;
+      const seen = this.range(image.content.length);
+      const written = taken.get(image) ?? [];
+      if (this.random.chance(0.15) && !written.some((other) => overlap(other, seen))) {
+        taken.set(image, [...written, seen]);
+        running.push(this.change(image.image, image.content, seen));
+      } else if (!written.some((other) => overlap(other, seen))) {
+        // Later writes of this burst to the same place of the image would make the answer ambiguous.
+        taken.set(image, [...written, seen]);
+        running.push(this.expectContent(image.image.name, image.image, image.content, seen));
+      }
+    }
+    await Promise.all(running);
+  }
+
+  /** A take with writes on their way: each of them is in the image whole sector by whole sector, or not at all. */
+  async take(): Promise<void> {
+    const chosen = this.disks.filter(() => this.random.chance(0.6));
+    if (chosen.length === 0) chosen.push(this.disks[0]!);
+    const before = chosen.map(({ content }) => content.slice());
+    const writes: Array<Promise<void>> = [];
+    for (const { disk, content } of chosen) {
+      const done: Range[] = [];
+      for (let i = 0; i < 4; i++) {
+        const range = this.range(content.length);
+        if (done.some((other) => overlap(other, range))) continue;
+        done.push(range);
+        writes.push(this.change(disk, content, range));
+      }
+    }
+    const storagePath = this.random.chance(0.5) ? ':memory:' : this.#directory;
+    const snapshot = await this.set.create(
+      chosen.map(({ tracker }) => tracker),
+      { path: storagePath, limitBytes: 64 * MIB },
+    );
+    await Promise.all(writes);
+    const images: ModelImage[] = [];
+    for (const [i, owner] of chosen.entries()) {
+      const image = snapshot.images[i]!;
+      const content = await this.read(image, { offset: 0, length: owner.content.length });
+      for (let at = 0; at < content.length; at += SECTOR) {
+        const sector = Buffer.from(content.subarray(at, at + SECTOR));
+        const old = sector.equals(before[i]!.subarray(at, at + SECTOR));
+        const fresh = sector.equals(owner.content.subarray(at, at + SECTOR));
+        expect(old || fresh, `${image.name}: sector at ${at} is neither old nor new`).toBe(true);
+      }
+      images.push({ image, owner, content });
+    }
+    this.held.set(snapshot, images);
+  }
+
+  async destroy(): Promise<void> {
+    const all = [...this.held.keys()];
+    const snapshot = all[this.random.below(all.length)];
+    if (snapshot === undefined) return;
+    this.held.delete(snapshot);
+    await this.set.destroy(snapshot.id);
+  }
+
+  /** Everything readable is what it should be, and the change maps miss nothing. */
+  async check(): Promise<void> {
+    for (const { disk, content } of this.disks) {
+      await this.expectContent(disk.name, disk, content, { offset: 0, length: content.length });
+    }
+    const images = [...this.held.values()].flat();
+    for (const { image, content } of images) {
+      expect(image.corrupted).toBe(0);
+      await this.expectContent(image.name, image, content, { offset: 0, length: content.length });
+    }
+    for (const newer of images) {
+      for (const older of images) {
+        if (older.owner === newer.owner && older.image.changeNumber < newer.image.changeNumber) expectTold(older, newer);
+      }
+    }
+  }
+}
+
+function overlap(a: Range, b: Range): boolean {
+  return a.offset < b.offset + b.length && b.offset < a.offset + a.length;
+}
+
+/** Every byte that differs between two snapshots is told as changed since the older. */
+function expectTold(older: ModelImage, newer: ModelImage): void {
+  expect(newer.image.generationId).toBe(older.image.generationId);
+  let offset = 0;
+  for (const { length, changed } of newer.image.changedSince(older.image.changeNumber, 0, newer.content.length)) {
+    const then = Buffer.from(older.content.subarray(offset, offset + length));
+    if (!changed) expect(then.equals(newer.content.subarray(offset, offset + length)), `change at ${offset} not told`).toBe(true);
+    offset += length;
+  }
+  expect(offset).toBe(newer.content.length);
+}
+
+describe.each<DriverName>(['uring', 'portable'])('core against the model, %s driver', (driver) => {
+  let directory = '';
+  beforeEach(() => {
+    directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-model-'));
+  });
+  afterEach(() => fs.rmSync(directory, { recursive: true }));
+
+  test.each(SEEDS)('seed %i', async (seed) => {
+    const reactor = await openReactor({ driver, arenaBytes: 32 * MIB, cooperative: true });
+    const world = new World(reactor, seed, directory);
+    await world.open();
+    for (let step = 0; step < STEPS; step++) {
+      if (world.random.chance(0.25) && world.held.size < 4) await world.take();
+      if (world.random.chance(0.15)) await world.destroy();
+      await world.burst();
+      await world.check();
+    }
+    await world.close();
+  });
+});
