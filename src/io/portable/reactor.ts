@@ -19,7 +19,7 @@ import type {
   SocketAddress,
   Stream,
 } from '../reactor.ts';
-import { fallocate, ffiAvailable } from '../sys.ts';
+import { fallocate, ffiAvailable, mapAnonymous, unmap } from '../sys.ts';
 import { negativeErrno } from './errno.ts';
 import { adoptStream, connectStream, listenOn } from './sockets.ts';
 import type { SocketHost } from './sockets.ts';
@@ -44,7 +44,10 @@ export class PortableReactor implements Reactor, SocketHost {
   #closed = false;
 
   static open(options: { readonly arenaBytes: number }): PortableReactor {
-    return new PortableReactor(new Arena(new ArrayBuffer(options.arenaBytes), 0));
+    // Memory of our own is aligned to pages, as O_DIRECT asks; that of an ArrayBuffer is not.
+    const mapped = ffiAvailable() ? mapAnonymous(options.arenaBytes) : -1;
+    const own = typeof mapped === 'number' ? null : mapped;
+    return new PortableReactor(new Arena(own?.memory ?? new ArrayBuffer(options.arenaBytes), own?.address ?? 0));
   }
 
   private constructor(arena: Arena) {
@@ -204,6 +207,7 @@ export class PortableReactor implements Reactor, SocketHost {
     for (const timer of this.#timers.values()) clearTimeout(timer);
     this.#timers.clear();
     this.#closed = true;
+    if (this.arena.address !== 0) unmap(this.arena.address, this.arena.size);
   }
 }
 
