@@ -8,7 +8,13 @@ import { completed } from './reactor.ts';
 import type { Reactor } from './reactor.ts';
 
 /** Reads until `length` bytes are there or the file ends. Resolves with the count. */
-export async function readWhole(reactor: Reactor, file: OpenFile, at: number, length: number, offset: number): Promise<number> {
+export async function readWhole(
+  reactor: Reactor,
+  file: OpenFile,
+  at: number,
+  length: number,
+  offset: number,
+): Promise<number> {
   let done = 0;
   while (done < length) {
     const result = await completed((c) => reactor.read(file.fd, at + done, length - done, offset + done, c));
@@ -19,7 +25,13 @@ export async function readWhole(reactor: Reactor, file: OpenFile, at: number, le
   return done;
 }
 
-export async function writeWhole(reactor: Reactor, file: OpenFile, at: number, length: number, offset: number): Promise<void> {
+export async function writeWhole(
+  reactor: Reactor,
+  file: OpenFile,
+  at: number,
+  length: number,
+  offset: number,
+): Promise<void> {
   let done = 0;
   while (done < length) {
     const result = await completed((c) => reactor.write(file.fd, at + done, length - done, offset + done, false, c));
@@ -36,7 +48,10 @@ export interface OpenFile {
 /** Borrows arena memory, waiting for it if need be. Errors: ENOMEM when the arena can never lend as much. */
 export async function borrow(arena: Arena, length: number): Promise<number> {
   if (length > arena.largest) {
-    throw new BlksnapError('ENOMEM', `Cannot borrow ${length} bytes: the arena lends at most ${arena.largest} at once; give it more memory`);
+    throw new BlksnapError(
+      'ENOMEM',
+      `Cannot borrow ${length} bytes: the arena lends at most ${arena.largest} at once; give it more memory`,
+    );
   }
   for (;;) {
     const at = arena.allocate(length);

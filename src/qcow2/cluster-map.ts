@@ -4,7 +4,6 @@
  *  with MISSING and the slice to load. Every entry is checked against the format and the file before use.
  *  Does no I/O of its own, and knows nothing of backing files. */
 
-import { BlksnapError } from '../util/errors.ts';
 import {
   COMPRESSED,
   CORRUPT,
@@ -26,6 +25,9 @@ import type { TableFile } from './table-cache.ts';
 export const MISSING = 5;
 export type RunKind = EntryState | typeof MISSING;
 
+/** Entries that one `find` looks at: a bound on the time it takes, whatever the image says. */
+const MAX_LOOKS = 65_536;
+
 export class ClusterMap {
   readonly #header: Qcow2Header;
   readonly #tables: TableFile;
@@ -42,12 +44,16 @@ export class ClusterMap {
 
   /** Results of `find`. Bytes of the run. */
   length = 0;
+  /** The run may go on: it was not followed to its end. */
+  cutShort = false;
   /** DATA: where the run's first byte is in the file. COMPRESSED: where the cluster's compressed bytes are. */
   host = 0;
   /** COMPRESSED: how many those are at most. */
   hostLength = 0;
-  /** MISSING: what to load. CORRUPT: the offset of the disk that cannot be mapped. */
+  /** MISSING: what to load. */
   slice = 0;
+  /** CORRUPT: the offset of the disk that cannot be mapped. */
+  damagedOffset = 0;
 
   constructor(header: Qcow2Header, tables: TableFile, fileBytes: number) {
     this.#header = header;
@@ -66,10 +72,12 @@ export class ClusterMap {
     if (kind === MISSING || kind === CORRUPT) return kind;
     const host = this.#host;
     let end = this.#end;
-    while (end < stop && kind !== COMPRESSED) {
+    let looks = 0;
+    while (end < stop && kind !== COMPRESSED && ++looks < MAX_LOOKS) {
       if (this.#look(end) !== kind || (kind === DATA && this.#host !== host + (end - offset))) break;
       end = this.#end;
     }
+    this.cutShort = looks === MAX_LOOKS;
     this.host = host;
     this.length = Math.min(end, stop) - offset;
     return kind;
@@ -129,7 +137,7 @@ export class ClusterMap {
   }
 
   #corrupt(offset: number): typeof CORRUPT {
-    this.slice = offset;
+    this.damagedOffset = offset;
     return CORRUPT;
   }
 
@@ -139,19 +147,5 @@ export class ClusterMap {
     if (slice !== null) return slice.view;
     this.slice = position;
     return null;
-  }
-
-  /** As `find`, but loads what is missing. Never MISSING. Errors: EIO for a table that cannot be read or is damaged. */
-  async findLoading(offset: number, limit: number, name: string): Promise<Exclude<RunKind, typeof MISSING | typeof CORRUPT>> {
-    for (;;) {
-      const kind = this.find(offset, limit);
-      if (kind === CORRUPT) {
-        throw new BlksnapError('EIO', `Cannot read "${name}": its mapping of offset ${this.slice} is damaged; see qemu-img check`);
-      }
-      if (kind !== MISSING) return kind;
-      if ((await this.#tables.load(this.slice)) !== 0) {
-        throw new BlksnapError('EIO', `Cannot read "${name}": its table at ${this.slice} cannot be read`);
-      }
-    }
   }
 }

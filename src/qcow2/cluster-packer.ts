@@ -102,7 +102,10 @@ export class ClusterPacker {
     }
     const limit = compressedOffsetLimit(this.#clusterBits);
     if (start + pack.used > limit) {
-      throw new BlksnapError('EFBIG', `Cannot write "${this.#log.path}": compressed clusters must lie below ${limit}; use smaller clusters`);
+      throw new BlksnapError(
+        'EFBIG',
+        `Cannot write "${this.#log.path}": compressed clusters must lie below ${limit}; use smaller clusters`,
+      );
     }
   }
 

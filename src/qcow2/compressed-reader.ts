@@ -69,7 +69,8 @@ export class CompressedReader {
       // Short at the end of the file, where the last sector need not be whole.
       const count = await readWhole(this.#reactor, file, this.#scratch, hostLength, host);
       const bytes = new Uint8Array(clusterSize);
-      if (!codec.decompress(this.#reactor.arena.bytes.subarray(this.#scratch, this.#scratch + count), bytes)) return null;
+      if (!codec.decompress(this.#reactor.arena.bytes.subarray(this.#scratch, this.#scratch + count), bytes))
+        return null;
       this.#kept[this.#oldest] = { fd: file.fd, host, bytes };
       this.#oldest = (this.#oldest + 1) % this.#maxKept;
       return bytes;

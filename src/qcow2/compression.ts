@@ -25,12 +25,19 @@ export interface ClusterCodec {
 const deflate: ClusterCodec = {
   type: 'zlib',
   compress(cluster) {
-    const out = zlib.deflateRawSync(cluster, { windowBits: DEFLATE_WINDOW_BITS, level: DEFLATE_LEVEL, chunkSize: cluster.length });
+    const out = zlib.deflateRawSync(cluster, {
+      windowBits: DEFLATE_WINDOW_BITS,
+      level: DEFLATE_LEVEL,
+      chunkSize: cluster.length,
+    });
     return out.length < cluster.length ? out : null;
   },
   decompress(compressed, cluster) {
     try {
-      const out = zlib.inflateRawSync(compressed, { chunkSize: Math.max(64, cluster.length), maxOutputLength: cluster.length });
+      const out = zlib.inflateRawSync(compressed, {
+        chunkSize: Math.max(64, cluster.length),
+        maxOutputLength: cluster.length,
+      });
       if (out.length !== cluster.length) return false;
       cluster.set(out);
       return true;
@@ -58,7 +65,10 @@ export function clusterCodec(type: CompressionType): ClusterCodec {
 
 function makeZstdCodec(zstd: Zstd | null): ClusterCodec {
   if (zstd === null) {
-    throw new BlksnapError('EOPNOTSUPP', 'Cannot use zstd compression: no libzstd is installed, and this Node has none; install libzstd, or use Node 22.15 or newer');
+    throw new BlksnapError(
+      'EOPNOTSUPP',
+      'Cannot use zstd compression: no libzstd is installed, and this Node has none; install libzstd, or use Node 22.15 or newer',
+    );
   }
   return {
     type: 'zstd',
@@ -133,8 +143,9 @@ function systemZstd(): Zstd | null {
 
 function nodeZstd(): Zstd | null {
   type Options = { maxOutputLength?: number };
-  const candidates: Partial<Record<'zstdCompressSync' | 'zstdDecompressSync', (bytes: Uint8Array, options?: Options) => Uint8Array>> =
-    zlib as object;
+  const candidates: Partial<
+    Record<'zstdCompressSync' | 'zstdDecompressSync', (bytes: Uint8Array, options?: Options) => Uint8Array>
+  > = zlib as object;
   const { zstdCompressSync, zstdDecompressSync } = candidates;
   if (zstdCompressSync === undefined || zstdDecompressSync === undefined) return null;
   return {

@@ -9,7 +9,7 @@
 
 import fs from 'node:fs';
 import { assert, unreachable } from '../util/assert.ts';
-import { ERRNO } from '../util/errors.ts';
+import { BlksnapError, ERRNO, errnoError } from '../util/errors.ts';
 import { DISCARD, FLUSH, rangeError, READ, WRITE, WRITE_ZEROES } from '../block/bio.ts';
 import type { Bio, BioDriver, BioOwner, BioPool } from '../block/bio.ts';
 import { pushExtent } from '../block/device.ts';
@@ -21,6 +21,7 @@ import { clusterCodec } from './compression.ts';
 import type { ClusterCodec } from './compression.ts';
 import type { CompressedReader } from './compressed-reader.ts';
 import { COMPRESSED, CORRUPT, DATA, UNALLOCATED, ZERO } from './format.ts';
+import type { EntryState } from './format.ts';
 import type { Qcow2Header } from './header.ts';
 import { TableFile } from './table-cache.ts';
 import type { TableCache } from './table-cache.ts';
@@ -54,7 +55,14 @@ export class Qcow2Device implements BlockDevice, BioOwner, BioDriver {
   readonly logicalBlockSize: number;
   readonly physicalBlockSize: number;
   readonly readOnly = true;
-  readonly capabilities: Capabilities = { flush: true, fua: false, discard: false, writeZeroes: false, fastZero: false, rotational: false };
+  readonly capabilities: Capabilities = {
+    flush: true,
+    fua: false,
+    discard: false,
+    writeZeroes: false,
+    fastZero: false,
+    rotational: false,
+  };
   readonly clusterSize: number;
   readonly backing: BlockDevice | null;
 
@@ -233,15 +241,39 @@ export class Qcow2Device implements BlockDevice, BioOwner, BioDriver {
     const list: OwnExtent[] = [];
     const end = Math.min(offset + length, this.size);
     for (let at = offset; at < end && list.length < MAX_EXTENTS;) {
-      const found = await this.#map.findLoading(at, end - at, this.name);
-      const kind = found === ZERO ? 'zero' : found === UNALLOCATED ? 'unallocated' : 'data';
+      const found = this.#map.find(at, end - at);
+      if (found === MISSING) {
+        const { slice } = this.#map;
+        const status = await this.#tables.load(slice);
+        if (status !== 0) throw errnoError(status, `Cannot read the table at ${slice} of "${this.name}"`);
+        continue;
+      }
+      const kind = this.#ownKind(found);
       const run = this.#map.length;
       const last = list.at(-1);
       if (last?.kind === kind) list[list.length - 1] = { kind, length: last.length + run };
       else list.push({ kind, length: run });
       at += run;
+      if (this.#map.cutShort) break;
     }
     return list;
+  }
+
+  #ownKind(kind: EntryState): OwnExtent['kind'] {
+    switch (kind) {
+      case DATA:
+      case COMPRESSED:
+        return 'data';
+      case ZERO:
+        return 'zero';
+      case UNALLOCATED:
+        return 'unallocated';
+      case CORRUPT:
+        throw new BlksnapError(
+          'EIO',
+          `Cannot read "${this.name}": its mapping of offset ${this.#map.damagedOffset} is damaged; see qemu-img check`,
+        );
+    }
   }
 
   /** The whole chain's states: a hole is what no image holds, zero what one of them says is zero. */

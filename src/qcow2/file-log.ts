@@ -8,6 +8,7 @@ import fs from 'node:fs';
 import { assert } from '../util/assert.ts';
 import { CHECKSUM_RANGE_BYTES, RangeChecksums } from '../util/checksum.ts';
 import { errnoError, toBlksnapError } from '../util/errors.ts';
+import type { BlksnapError } from '../util/errors.ts';
 import { alignUp } from '../util/units.ts';
 import { borrow, readWhole, writeWhole } from '../io/files.ts';
 import { completed } from '../io/reactor.ts';
@@ -28,7 +29,7 @@ export class FileLog {
   #end: number;
   #underWay = 0;
   #idle: Array<() => void> = [];
-  #failure: unknown = null;
+  #failure: BlksnapError | null = null;
 
   /** Creates the file. Errors: EEXIST when there is one. */
   constructor(reactor: Reactor, path: string, clusterSize: number) {
@@ -51,7 +52,7 @@ export class FileLog {
 
   /** Makes everything from now on fail with `cause`. */
   fail(cause: unknown): void {
-    this.#failure ??= cause;
+    this.#failure ??= toBlksnapError(cause);
   }
 
   checkFailure(): void {

@@ -129,7 +129,13 @@ export function encodeL2Zero(view: DataView, position: number): void {
   view.setUint32(position + 4, READS_AS_ZERO);
 }
 
-export function encodeL2Compressed(view: DataView, position: number, clusterBits: number, host: number, length: number): void {
+export function encodeL2Compressed(
+  view: DataView,
+  position: number,
+  clusterBits: number,
+  host: number,
+  length: number,
+): void {
   const highOffsetBits = 70 - clusterBits - 32;
   const further = Math.ceil(((host % 512) + length) / 512) - 1;
   view.setUint32(position, (IS_COMPRESSED | (further * 2 ** highOffsetBits + Math.floor(host / 2 ** 32))) >>> 0);

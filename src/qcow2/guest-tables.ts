@@ -33,7 +33,10 @@ export class GuestTables {
       const table = this.#tables.get(Math.floor(cluster / this.#entries));
       const position = (cluster % this.#entries) * 8;
       if (table === undefined || (table.getUint32(position) === 0 && table.getUint32(position + 4) === 0)) continue;
-      throw new BlksnapError('EEXIST', `Cannot write "${name}" at ${cluster * 2 ** this.#clusterBits}: that cluster was written before`);
+      throw new BlksnapError(
+        'EEXIST',
+        `Cannot write "${name}" at ${cluster * 2 ** this.#clusterBits}: that cluster was written before`,
+      );
     }
   }
 

@@ -129,7 +129,10 @@ class HeaderDecoder {
   #headerLength(): number {
     const length = this.#bytes.length < V3_BYTES ? 0 : this.#view.getUint32(100);
     if (length < V3_BYTES || length % 8 !== 0 || length > this.#bytes.length || length > this.#clusterSize) {
-      this.#refuse('EINVAL', `header of ${length} bytes, want a multiple of 8 of at least ${V3_BYTES}, in the first cluster`);
+      this.#refuse(
+        'EINVAL',
+        `header of ${length} bytes, want a multiple of 8 of at least ${V3_BYTES}, in the first cluster`,
+      );
     }
     return length;
   }
@@ -139,11 +142,16 @@ class HeaderDecoder {
     for (let bit = 0; bit < 64; bit++) {
       if (has(features, bit) && bit >= FEATURE_NAMES.length) {
         const label = names.get(bit);
-        this.#refuse('EOPNOTSUPP', `it needs feature bit ${bit}${label === undefined ? '' : ` ("${label}")`}, which is not known here`);
+        this.#refuse(
+          'EOPNOTSUPP',
+          `it needs feature bit ${bit}${label === undefined ? '' : ` ("${label}")`}, which is not known here`,
+        );
       }
     }
-    if (has(features, EXTERNAL_DATA)) this.#refuse('EOPNOTSUPP', 'its data lies in an external file; convert it with qemu-img convert');
-    if (has(features, MARKED_CORRUPT)) this.#refuse('EIO', 'it is marked corrupt; repair it with qemu-img check -r all');
+    if (has(features, EXTERNAL_DATA))
+      this.#refuse('EOPNOTSUPP', 'its data lies in an external file; convert it with qemu-img convert');
+    if (has(features, MARKED_CORRUPT))
+      this.#refuse('EIO', 'it is marked corrupt; repair it with qemu-img check -r all');
     return features;
   }
 
@@ -155,14 +163,17 @@ class HeaderDecoder {
     let featureNames = new Map<number, string>();
     let position = start;
     while (position + 8 <= end) {
-      if (position + 8 > this.#bytes.length) this.#refuse('EOPNOTSUPP', `header extensions pass ${HEADER_READ_BYTES} bytes`);
+      if (position + 8 > this.#bytes.length)
+        this.#refuse('EOPNOTSUPP', `header extensions pass ${HEADER_READ_BYTES} bytes`);
       const type = this.#view.getUint32(position);
       const length = this.#view.getUint32(position + 4);
       position += 8;
       if (type === EXTENSION_END) break;
-      if (length > end - position) this.#refuse('EINVAL', `header extension 0x${type.toString(16)} of ${length} bytes passes ${end}`);
+      if (length > end - position)
+        this.#refuse('EINVAL', `header extension 0x${type.toString(16)} of ${length} bytes passes ${end}`);
       if (type === EXTENSION_BACKING_FORMAT || type === EXTENSION_FEATURE_NAMES) {
-        if (position + length > this.#bytes.length) this.#refuse('EOPNOTSUPP', `header extensions pass ${HEADER_READ_BYTES} bytes`);
+        if (position + length > this.#bytes.length)
+          this.#refuse('EOPNOTSUPP', `header extensions pass ${HEADER_READ_BYTES} bytes`);
         const data = this.#bytes.subarray(position, position + length);
         if (type === EXTENSION_BACKING_FORMAT) backingFormat = this.#text(data, 'backing format');
         else featureNames = incompatibleFeatureNames(data);
@@ -192,7 +203,8 @@ class HeaderDecoder {
     const order = version === 2 ? 4 : this.#view.getUint32(96);
     if (order > 6) this.#refuse('EINVAL', `refcount order ${order}, want at most 6`);
     const bytes = this.#view.getUint32(56) * this.#clusterSize;
-    if (bytes > MAX_REFCOUNT_TABLE_BYTES) this.#refuse('EFBIG', `its refcount table has ${bytes} bytes, want at most ${MAX_REFCOUNT_TABLE_BYTES}`);
+    if (bytes > MAX_REFCOUNT_TABLE_BYTES)
+      this.#refuse('EFBIG', `its refcount table has ${bytes} bytes, want at most ${MAX_REFCOUNT_TABLE_BYTES}`);
     this.#checkTable('refcount table', this.#u64(48), 8);
   }
 
@@ -207,7 +219,10 @@ class HeaderDecoder {
       this.#refuse('EINVAL', `its ${what} lies at offset ${offset}, want a multiple of ${this.#clusterSize} above 0`);
     }
     if (offset + bytes > this.#fileBytes) {
-      this.#refuse('EINVAL', `its ${what} ends at ${offset + bytes}, the file at ${this.#fileBytes}; the file was cut short or is damaged`);
+      this.#refuse(
+        'EINVAL',
+        `its ${what} ends at ${offset + bytes}, the file at ${this.#fileBytes}; the file was cut short or is damaged`,
+      );
     }
   }
 
@@ -222,7 +237,8 @@ class HeaderDecoder {
     const offset = this.#u64(8);
     const length = this.#view.getUint32(16);
     if (offset === 0 || length === 0) return null;
-    if (length > MAX_BACKING_NAME_BYTES) this.#refuse('EINVAL', `its backing file's name has ${length} bytes, want at most ${MAX_BACKING_NAME_BYTES}`);
+    if (length > MAX_BACKING_NAME_BYTES)
+      this.#refuse('EINVAL', `its backing file's name has ${length} bytes, want at most ${MAX_BACKING_NAME_BYTES}`);
     if (offset < V2_BYTES || offset + length > Math.min(this.#clusterSize, this.#bytes.length)) {
       this.#refuse('EINVAL', `its backing file's name lies at ${offset}, outside the first cluster`);
     }
@@ -283,7 +299,10 @@ export function encodeHeader(header: HeaderToWrite): Uint8Array {
   const extensionBytes = header.backing === null ? 8 : 8 + Math.ceil(format.length / 8) * 8 + 8;
   const nameAt = WRITTEN_BYTES + extensionBytes;
   const bytes = new Uint8Array(nameAt + name.length);
-  if (header.backing !== null && (name.length === 0 || name.length > MAX_BACKING_NAME_BYTES || bytes.length > 2 ** header.clusterBits)) {
+  if (
+    header.backing !== null &&
+    (name.length === 0 || name.length > MAX_BACKING_NAME_BYTES || bytes.length > 2 ** header.clusterBits)
+  ) {
     throw new BlksnapError(
       'EINVAL',
       `Cannot write a qcow2 image over backing file "${header.backing.name}": its name has ${name.length} bytes, want 1 to ${Math.min(MAX_BACKING_NAME_BYTES, 2 ** header.clusterBits - nameAt)}`,

@@ -86,7 +86,10 @@ async function openChain(top: string, layers: Layer[], options: OpenQcow2Options
           `Cannot open "${file}": it does not state the format of its backing file "${backing.name}"; state it with qemu-img rebase -u -F`,
         );
       default:
-        throw new BlksnapError('EOPNOTSUPP', `Cannot open "${file}": its backing file has format "${backing.format}", want qcow2 or raw`);
+        throw new BlksnapError(
+          'EOPNOTSUPP',
+          `Cannot open "${file}": its backing file has format "${backing.format}", want qcow2 or raw`,
+        );
     }
   }
 }
@@ -103,7 +106,8 @@ async function openLayer(file: string, seen: Set<string>, layers: Layer[], react
   try {
     const stat = fs.fstatSync(fd, { bigint: true });
     const identity = `${stat.dev}:${stat.ino}`;
-    if (seen.has(identity)) throw new BlksnapError('EINVAL', `Cannot open qcow2 image "${file}": its backing chain comes back to it`);
+    if (seen.has(identity))
+      throw new BlksnapError('EINVAL', `Cannot open qcow2 image "${file}": its backing chain comes back to it`);
     seen.add(identity);
     const fileBytes = Number(stat.size);
     const header = decodeHeader(await readStart({ fd, path: file }, fileBytes, reactor), fileBytes, file);
@@ -129,7 +133,10 @@ async function readStart(file: OpenFile, fileBytes: number, reactor: Reactor): P
 
 function backingPath(image: string, name: string, options: OpenQcow2Options): string {
   if (/^[^/]*:/.test(name)) {
-    throw new BlksnapError('EOPNOTSUPP', `Cannot open "${image}": its backing file "${name}" is not a path but a protocol`);
+    throw new BlksnapError(
+      'EOPNOTSUPP',
+      `Cannot open "${image}": its backing file "${name}" is not a path but a protocol`,
+    );
   }
   let real: string;
   try {
@@ -138,7 +145,10 @@ function backingPath(image: string, name: string, options: OpenQcow2Options): st
     throw toBlksnapError(cause, `Cannot open backing file "${name}" of "${image}"`);
   }
   if (options.allowBacking?.(real) === false) {
-    throw new BlksnapError('EACCES', `Cannot open "${image}": its backing file "${name}" is "${real}", which is outside of where it may be`);
+    throw new BlksnapError(
+      'EACCES',
+      `Cannot open "${image}": its backing file "${name}" is "${real}", which is outside of where it may be`,
+    );
   }
   return real;
 }
@@ -176,15 +186,31 @@ async function openShared(layers: readonly Layer[], reactor: Reactor): Promise<S
 }
 
 /** Puts a device on each image, from the bottom up. The top one closes what is shared. */
-function stack(layers: readonly Layer[], base: BlockDevice | null, shared: Shared, options: OpenQcow2Options): Qcow2Device {
+function stack(
+  layers: readonly Layer[],
+  base: BlockDevice | null,
+  shared: Shared,
+  options: OpenQcow2Options,
+): Qcow2Device {
   const { reactor, pool } = options;
   const { tables, compressed } = shared;
   let below = base;
   for (const layer of layers.toReversed()) {
     const onClose = layer === layers[0] ? shared.close : (): void => {};
-    const device: Qcow2Device = new Qcow2Device({ reactor, pool, tables, compressed, ...layer, backing: below, onClose });
+    const device: Qcow2Device = new Qcow2Device({
+      reactor,
+      pool,
+      tables,
+      compressed,
+      ...layer,
+      backing: below,
+      onClose,
+    });
     if (device.size % device.logicalBlockSize !== 0) {
-      throw new BlksnapError('EINVAL', `Cannot open "${device.name}": size ${device.size} is not a multiple of ${device.logicalBlockSize}`);
+      throw new BlksnapError(
+        'EINVAL',
+        `Cannot open "${device.name}": size ${device.size} is not a multiple of ${device.logicalBlockSize}`,
+      );
     }
     below = device;
   }

@@ -9,20 +9,25 @@
 
 import fs from 'node:fs';
 import { BlksnapError } from '../util/errors.ts';
-import { alignUp, MIB } from '../util/units.ts';
-import { borrow } from '../io/files.ts';
 import type { Reactor } from '../io/reactor.ts';
 import { clusterCodec } from './compression.ts';
 import type { ClusterCodec } from './compression.ts';
 import { ClusterPacker } from './cluster-packer.ts';
 import { FileLog } from './file-log.ts';
 import type { FileChecksums } from './file-log.ts';
-import { encodeL1, l1Entries, MAX_CLUSTER_BITS, MAX_L1_BYTES, MAX_OFFSET, MIN_CLUSTER_BITS, refcountClusters } from './format.ts';
+import {
+  encodeL1,
+  l1Entries,
+  MAX_CLUSTER_BITS,
+  MAX_L1_BYTES,
+  MAX_OFFSET,
+  MIN_CLUSTER_BITS,
+  refcountClusters,
+} from './format.ts';
 import { GuestTables } from './guest-tables.ts';
 import { encodeHeader } from './header.ts';
 import type { HeaderToWrite } from './header.ts';
-
-const STAGE_BYTES = MIB;
+import { TableStage } from './table-stage.ts';
 
 export interface Qcow2WriterOptions {
   readonly reactor: Reactor;
@@ -66,7 +71,14 @@ export class Qcow2Writer {
     const compression = options.compression ?? 'none';
     const codec = compression === 'none' ? null : clusterCodec(compression);
     // Finds out now rather than after hours of writing whether the backing name fits.
-    const header = { clusterBits, size: options.size, l1Offset: 0, l1Entries: 0, refcountOffset: 0, refcountTableClusters: 0 };
+    const header = {
+      clusterBits,
+      size: options.size,
+      l1Offset: 0,
+      l1Entries: 0,
+      refcountOffset: 0,
+      refcountTableClusters: 0,
+    };
     encodeHeader({ ...header, compression: codec?.type ?? 'zlib', backing: options.backing ?? null });
     const writer = new Qcow2Writer(path, options, clusterBits, codec);
     try {
@@ -87,7 +99,8 @@ export class Qcow2Writer {
     this.#log = new FileLog(options.reactor, path, this.#clusterSize);
     this.#tables = new GuestTables(clusterBits);
     this.#codec = codec;
-    this.#packer = codec === null ? null : new ClusterPacker(options.reactor.arena, this.#log, this.#tables, clusterBits);
+    this.#packer =
+      codec === null ? null : new ClusterPacker(options.reactor.arena, this.#log, this.#tables, clusterBits);
   }
 
   /** Stores data. `offset` is a multiple of the cluster size, and so is `length` except up to the disk's end.
@@ -119,7 +132,11 @@ export class Qcow2Writer {
   /** Writes the tables and the header, and syncs. No write may be under way. */
   async finish(): Promise<Qcow2Result> {
     this.#checkOpen();
-    if (this.#writes > 0) throw new BlksnapError('EBUSY', `Cannot finish "${this.#log.path}": ${this.#writes} writes are under way; wait for them`);
+    if (this.#writes > 0)
+      throw new BlksnapError(
+        'EBUSY',
+        `Cannot finish "${this.#log.path}": ${this.#writes} writes are under way; wait for them`,
+      );
     this.#ended = true;
     try {
       this.#packer?.flush();
@@ -161,7 +178,13 @@ export class Qcow2Writer {
   }
 
   /** Clusters that do not shrink are stored as they are, runs of them in one piece. */
-  async #writeCompressed(first: number, at: number, length: number, packer: ClusterPacker, codec: ClusterCodec): Promise<void> {
+  async #writeCompressed(
+    first: number,
+    at: number,
+    length: number,
+    packer: ClusterPacker,
+    codec: ClusterCodec,
+  ): Promise<void> {
     const size = this.#clusterSize;
     const data = this.#reactor.arena.bytes.subarray(at, at + length);
     const plain: Array<Promise<void>> = [];
@@ -233,7 +256,13 @@ export class Qcow2Writer {
   #checkRange(offset: number, length: number): number {
     this.#checkOpen();
     const end = offset + length;
-    if (offset < 0 || length <= 0 || end > this.#size || offset % this.#clusterSize !== 0 || (length % this.#clusterSize !== 0 && end !== this.#size)) {
+    if (
+      offset < 0 ||
+      length <= 0 ||
+      end > this.#size ||
+      offset % this.#clusterSize !== 0 ||
+      (length % this.#clusterSize !== 0 && end !== this.#size)
+    ) {
       throw new BlksnapError(
         'EINVAL',
         `Cannot write "${this.#log.path}": ${length} bytes at ${offset}, want whole clusters of ${this.#clusterSize} inside a disk of ${this.#size}`,
@@ -254,61 +283,6 @@ export class Qcow2Writer {
   }
 }
 
-/** Gathers tables into large writes at the end of the file. */
-class TableStage {
-  readonly #reactor: Reactor;
-  readonly #log: FileLog;
-  readonly #clusterSize: number;
-  readonly #stageBytes: number;
-  #at = -1;
-  #used = 0;
-
-  constructor(reactor: Reactor, log: FileLog, clusterSize: number) {
-    this.#reactor = reactor;
-    this.#log = log;
-    this.#clusterSize = clusterSize;
-    this.#stageBytes = Math.max(clusterSize, Math.min(STAGE_BYTES, reactor.arena.largest));
-  }
-
-  async open(): Promise<void> {
-    this.#at = await borrow(this.#reactor.arena, this.#stageBytes);
-  }
-
-  /** Where in the file the next byte goes. */
-  get end(): number {
-    return this.#log.end + this.#used;
-  }
-
-  async put(view: DataView): Promise<void> {
-    const bytes = new Uint8Array(view.buffer);
-    for (let done = 0; done < bytes.length;) {
-      const length = Math.min(bytes.length - done, this.#stageBytes - this.#used);
-      this.#reactor.arena.bytes.set(bytes.subarray(done, done + length), this.#at + this.#used);
-      this.#used += length;
-      done += length;
-      if (this.#used === this.#stageBytes) await this.flush();
-    }
-  }
-
-  /** Fills up the cluster with zeroes. */
-  async pad(): Promise<void> {
-    const padded = alignUp(this.#used, this.#clusterSize);
-    this.#reactor.arena.bytes.fill(0, this.#at + this.#used, this.#at + padded);
-    this.#used = padded;
-    if (this.#used === this.#stageBytes) await this.flush();
-  }
-
-  async flush(): Promise<void> {
-    if (this.#used === 0) return;
-    await this.#log.append(this.#at, this.#used);
-    this.#used = 0;
-  }
-
-  close(): void {
-    if (this.#at >= 0) this.#reactor.arena.release(this.#at);
-  }
-}
-
 function wholeCluster(data: Uint8Array, size: number): Uint8Array {
   if (data.length === size) return data;
   const whole = new Uint8Array(size);
@@ -326,11 +300,13 @@ function checkGeometry(path: string, size: number, clusterBits: number): void {
   const refuse = (code: 'EINVAL' | 'EFBIG', reason: string): never => {
     throw new BlksnapError(code, `Cannot create qcow2 image "${path}": ${reason}`);
   };
-  if (!Number.isSafeInteger(size) || size <= 0 || size % 512 !== 0) refuse('EINVAL', `size ${size}, want a multiple of 512 above 0`);
+  if (!Number.isInteger(size) || size <= 0 || size % 512 !== 0)
+    refuse('EINVAL', `size ${size}, want a multiple of 512 above 0`);
   if (size > MAX_OFFSET) refuse('EFBIG', `size ${size}, want at most 8 PiB`);
   if (!Number.isInteger(clusterBits) || clusterBits < MIN_CLUSTER_BITS || clusterBits > MAX_CLUSTER_BITS) {
     refuse('EINVAL', `clusters of 2^${clusterBits} bytes, want 2^${MIN_CLUSTER_BITS} to 2^${MAX_CLUSTER_BITS}`);
   }
   const l1Bytes = l1Entries(size, clusterBits, false) * 8;
-  if (l1Bytes > MAX_L1_BYTES) refuse('EFBIG', `its L1 table would have ${l1Bytes} bytes, want at most ${MAX_L1_BYTES}; use larger clusters`);
+  if (l1Bytes > MAX_L1_BYTES)
+    refuse('EFBIG', `its L1 table would have ${l1Bytes} bytes, want at most ${MAX_L1_BYTES}; use larger clusters`);
 }
