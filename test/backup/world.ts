@@ -36,15 +36,16 @@ export class BackupWorld {
   readonly #random: Prng;
   #files = 0;
 
-  static async open(seed = 1): Promise<BackupWorld> {
-    return new BackupWorld(await openReactor({ cooperative: true, arenaBytes: 32 * MIB }), seed);
+  /** `repository`: a backup directory that is there already. */
+  static async open(seed = 1, repository?: string): Promise<BackupWorld> {
+    return new BackupWorld(await openReactor({ cooperative: true, arenaBytes: 32 * MIB }), seed, repository);
   }
 
-  private constructor(reactor: Reactor, seed: number) {
+  private constructor(reactor: Reactor, seed: number, repository: string | undefined) {
     this.reactor = reactor;
     this.#random = new Prng(seed);
     this.directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-backup-'));
-    this.repository = path.join(this.directory, 'backups');
+    this.repository = repository ?? path.join(this.directory, 'backups');
     this.scribble(40);
   }
 

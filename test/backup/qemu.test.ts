@@ -1,0 +1,40 @@
+/** Restore points are what qemu-img says they are: sound images, equal to the snapshots they came from. */
+
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { prune } from '../../src/backup/prune.ts';
+import { requirePrograms } from '../requirements.ts';
+import { BackupWorld, DISK_BYTES } from './world.ts';
+
+let world: BackupWorld;
+beforeEach(async () => void (world = await BackupWorld.open(3)));
+afterEach(() => world.close());
+
+function qemuImg(...args: string[]): string {
+  return execFileSync('qemu-img', args, { encoding: 'utf8' });
+}
+
+/** Exit status 0 of `check` says no errors and no leaks; of `compare`, the same content. */
+function expectSound(point: string): void {
+  const file = path.join(world.diskPath, `${point}.qcow2`);
+  qemuImg('check', '-q', '-f', 'qcow2', file);
+  const raw = world.newPath();
+  fs.writeFileSync(raw, world.contents.get(point)!);
+  qemuImg('compare', '-q', '-f', 'qcow2', '-F', 'raw', file, raw);
+  const info = JSON.parse(qemuImg('info', '--output=json', file)) as { 'virtual-size': number };
+  expect(info['virtual-size']).toBe(DISK_BYTES);
+}
+
+test('every point passes check and compare, also after a prune', async (context) => {
+  requirePrograms(context, 'qemu-img');
+  const ids: string[] = [];
+  for (const mode of ['auto', 'auto', 'differential', 'differential', 'auto', 'auto'] as const) {
+    ids.push((await world.backUp({ mode })).point.id);
+    world.scribble(6);
+  }
+  for (const id of ids) expectSound(id);
+  await prune({ directory: world.repository, disk: 'vda', keepLast: 4, reactor: world.reactor, pool: world.pool });
+  for (const id of ids.slice(2)) expectSound(id);
+});
