@@ -1,0 +1,137 @@
+/** The change map: size rule, marks, numbers and generations, and when stored history is trusted. */
+
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { GIB, KIB, MIB, TIB } from '../util/units.ts';
+import { CbtMap, trackingShift } from './cbt-map.ts';
+
+const SIZE = 10 * MIB + 512;
+let directory = '';
+let disk = '';
+let file = '';
+
+beforeEach(() => {
+  directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-cbt-'));
+  disk = path.join(directory, 'disk');
+  file = path.join(directory, 'map');
+  fs.writeFileSync(disk, Buffer.alloc(4096));
+});
+afterEach(() => fs.rmSync(directory, { recursive: true }));
+
+function open(deviceSize = SIZE): CbtMap {
+  return CbtMap.open({ path: file, deviceSize, originPath: disk });
+}
+
+test.each([
+  [1 * GIB, 64 * KIB],
+  [128 * GIB, 64 * KIB],
+  [128 * GIB + 512, 128 * KIB],
+  [16 * TIB, 8 * MIB],
+  [4096 * TIB, 64 * MIB],
+])('a disk of %d bytes is tracked in blocks of %d', (size, block) => {
+  expect(2 ** trackingShift(size)).toBe(block);
+});
+
+test('marks every block that a range touches, and only those', () => {
+  const cbt = open();
+  cbt.mark(65_535, 2, 0);
+  cbt.mark(SIZE - 1, 1, 0);
+  expect([...cbt.map.entries()].filter(([, number]) => number > 0).map(([block]) => block)).toEqual([0, 1, 160]);
+  cbt.close();
+});
+
+test('counts periods to 255, then starts a new generation with nothing in it', () => {
+  const cbt = open();
+  const first = cbt.generationId;
+  for (let number = 1; number < 255; number++) {
+    expect(cbt.changeNumber).toBe(number);
+    cbt.mark(0, 1, 0);
+    cbt.advance();
+  }
+  expect(cbt.generationId).toBe(first);
+  cbt.advance();
+  expect(cbt.changeNumber).toBe(1);
+  expect(cbt.generationId).not.toBe(first);
+  expect(cbt.map.every((number) => number === 0)).toBe(true);
+  expect(cbt.reason).toMatch(/255/);
+  cbt.close();
+});
+
+describe('after it was closed', () => {
+  test('history goes on', () => {
+    const before = open();
+    const generation = before.generationId;
+    before.advance();
+    before.mark(MIB, 1, 0);
+    before.close();
+    const after = open();
+    expect(after.reason).toBe('');
+    expect([after.generationId, after.changeNumber, after.map[16]]).toEqual([generation, 2, 2]);
+    after.close();
+  });
+
+  test.each([
+    ['written', () => fs.utimesSync(disk, 1, 1), /written while it was not attached/],
+    ['replaced', () => replaceDisk(), /another one/],
+    ['given a damaged map', () => fs.writeFileSync(file, 'garbage'), /not readable/],
+    ['given a map cut short', () => fs.truncateSync(file, 4100), /not readable/],
+    ['without its map', () => fs.rmSync(file), /begins/],
+  ])('a disk that was %s gets a new generation', (_what, happen, reason) => {
+    const before = open();
+    const generation = before.generationId;
+    before.mark(0, SIZE, 0);
+    before.close();
+    happen();
+    const after = open();
+    expect(after.reason).toMatch(reason);
+    expect(after.generationId).not.toBe(generation);
+    expect(after.changeNumber).toBe(1);
+    expect(after.map.every((number) => number === 0)).toBe(true);
+    after.close();
+  });
+
+  test('a resized disk gets a new generation', () => {
+    open().close();
+    const after = open(SIZE * 2);
+    expect(after.reason).toMatch(/resized from 10486272 to 20972544/);
+    after.close();
+  });
+});
+
+describe('without being closed (the process was killed)', () => {
+  test('history goes on in the same boot', () => {
+    const killed = open();
+    killed.advance();
+    killed.mark(MIB, 1, 0);
+    const after = open();
+    expect(after.reason).toBe('');
+    expect([after.generationId, after.changeNumber, after.map[16]]).toEqual([killed.generationId, 2, 2]);
+    after.close();
+  });
+
+  test('a machine that stopped loses it', () => {
+    open();
+    const bytes = fs.readFileSync(file);
+    bytes.write('00000000-0000-0000-0000-000000000000', 72);
+    fs.writeFileSync(file, bytes);
+    const after = open();
+    expect(after.reason).toMatch(/machine stopped/);
+    after.close();
+  });
+
+  test('a disk written long after the last mark loses it', () => {
+    open();
+    const later = Date.now() / 1000 + 60;
+    fs.utimesSync(disk, later, later);
+    const after = open();
+    expect(after.reason).toMatch(/written while it was not attached/);
+    after.close();
+  });
+});
+
+function replaceDisk(): void {
+  fs.copyFileSync(disk, `${disk}.new`);
+  fs.renameSync(`${disk}.new`, disk);
+}

@@ -1,0 +1,94 @@
+/** A core on real files for tests: disks with trackers, their copy memory, and a snapshot set. */
+
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { Arena } from '../src/io/arena.ts';
+import { openReactor } from '../src/io/open.ts';
+import type { DriverName } from '../src/io/open.ts';
+import type { Reactor } from '../src/io/reactor.ts';
+import { BioPool, READ, WRITE, runBio } from '../src/block/bio.ts';
+import type { BioSink } from '../src/block/bio.ts';
+import { Disk } from '../src/block/disk.ts';
+import { openDevice } from '../src/block/open.ts';
+import type { SnapshotEvent } from '../src/blksnap/events.ts';
+import { SnapshotSet } from '../src/blksnap/snapshot-set.ts';
+import { Tracker } from '../src/blksnap/tracker.ts';
+import { MIB } from '../src/util/units.ts';
+
+export class Core {
+  readonly directory: string;
+  readonly reactor: Reactor;
+  readonly pool = new BioPool();
+  readonly set: SnapshotSet;
+  readonly events: SnapshotEvent[] = [];
+  readonly #copyMemory: Arena;
+  readonly #copyAt: number;
+  readonly #disks: Disk[] = [];
+
+  static async open(options: { driver?: DriverName; copyMemoryBytes?: number } = {}): Promise<Core> {
+    const reactor = await openReactor({ ...(options.driver && { driver: options.driver }), arenaBytes: 32 * MIB, cooperative: true });
+    return new Core(reactor, options.copyMemoryBytes ?? MIB);
+  }
+
+  private constructor(reactor: Reactor, copyMemoryBytes: number) {
+    this.directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-core-'));
+    this.reactor = reactor;
+    this.#copyAt = reactor.arena.allocate(copyMemoryBytes);
+    const { bytes, address } = reactor.arena;
+    this.#copyMemory = new Arena(bytes.buffer, address, { at: this.#copyAt, length: copyMemoryBytes });
+    this.set = new SnapshotSet({ reactor, pool: this.pool, onEvent: (event) => this.events.push(event) });
+  }
+
+  path(name: string): string {
+    return path.join(this.directory, name);
+  }
+
+  /** A disk over a new file (or the one that is there) with a tracker. */
+  async disk(name: string, size: number, cowTimeoutMs?: number): Promise<{ disk: Disk; tracker: Tracker; file: string }> {
+    const file = this.path(name);
+    if (!fs.existsSync(file)) fs.writeFileSync(file, Buffer.alloc(size, `${name} `));
+    const disk = new Disk(name, await openDevice(file, { reactor: this.reactor }));
+    const tracker = new Tracker({
+      reactor: this.reactor,
+      pool: this.pool,
+      copyMemory: this.#copyMemory,
+      mapPath: this.path(`${name}.map`),
+      originPath: file,
+      ...(cowTimeoutMs !== undefined && { cowTimeoutMs }),
+    });
+    await disk.attachFilter(tracker);
+    this.#disks.push(disk);
+    return { disk, tracker, file };
+  }
+
+  /** Fills a range with one byte; resolves with the status. */
+  async write(sink: BioSink, offset: number, length: number, fill: number): Promise<number> {
+    const at = this.reactor.arena.allocate(length);
+    this.reactor.arena.bytes.fill(fill, at, at + length);
+    const status = await runBio(this.pool, sink, { op: WRITE, offset, length, at });
+    this.reactor.arena.release(at);
+    return status;
+  }
+
+  async read(sink: BioSink, offset: number, length: number): Promise<{ status: number; data: Buffer }> {
+    const at = this.reactor.arena.allocate(length);
+    const status = await runBio(this.pool, sink, { op: READ, offset, length, at });
+    const data = Buffer.from(this.reactor.arena.bytes.slice(at, at + length));
+    this.reactor.arena.release(at);
+    return { status, data };
+  }
+
+  /** Ends everything; throws when a bio, a buffer or a descriptor of the reactor's is still held. */
+  async close(): Promise<void> {
+    await this.set.close();
+    for (const disk of this.#disks) await disk.close();
+    this.reactor.arena.release(this.#copyAt);
+    const { lentBytes } = this.reactor.arena;
+    if (this.pool.lent + lentBytes + this.#copyMemory.lentBytes > 0) {
+      throw new Error(`still held: ${this.pool.lent} bios, ${lentBytes} + ${this.#copyMemory.lentBytes} bytes`);
+    }
+    await this.reactor.close();
+    fs.rmSync(this.directory, { recursive: true });
+  }
+}
