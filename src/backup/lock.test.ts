@@ -23,8 +23,13 @@ test('a second holder is refused, and told who the first is', () => {
 });
 
 test('the lock of a killed process is gone with it', async () => {
-  const module = new URL('lock.ts', import.meta.url).href;
-  const script = `const { lockDisk } = await import(${JSON.stringify(module)}); lockDisk(${JSON.stringify(directory)}, 'backup'); console.log('locked'); setInterval(() => {}, 1000);`;
+  const module = JSON.stringify(new URL('lock.ts', import.meta.url).href);
+  const script = [
+    `const { lockDisk } = await import(${module});`,
+    `lockDisk(${JSON.stringify(directory)}, 'backup');`,
+    `console.log('locked');`,
+    `setInterval(() => {}, 1000);`,
+  ].join('\n');
   const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });

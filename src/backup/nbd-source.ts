@@ -1,0 +1,95 @@
+/** A backup's source behind an NBD export: our own snapshot images, or another server's.
+ *
+ *  Data and holes come over one connection. What changed comes over a second one, because metadata contexts are
+ *  chosen before the first request, and which one is wanted is known only when the backup is planned. */
+
+import type { BlockDevice } from '../block/device.ts';
+import { BlksnapError } from '../util/errors.ts';
+import type { ByteRange } from './ranges.ts';
+import type { BackupSource } from './source.ts';
+
+/** In a reply to `blksnap:changed:…` and `qemu:dirty-bitmap:…`. */
+const STATE_DIRTY = 1;
+/** Asked about at once; NBD lengths are 32 bits wide. */
+const STATUS_BYTES = 2 ** 30;
+
+/** What a backup asks of an NBD client, beyond what every device does. */
+export interface NbdImage extends BlockDevice {
+  /** Names of the metadata contexts that the server agreed to. */
+  readonly contexts: readonly string[];
+  blockStatus(
+    context: string,
+    offset: number,
+    length: number,
+  ): Promise<ReadonlyArray<{ length: number; flags: number }>>;
+}
+
+export interface NbdSourceOptions extends Pick<BackupSource, 'disk' | 'identity' | 'generationId' | 'changeNumber'> {
+  /** Connects to the export, asking for these metadata contexts; the server may not have them. */
+  readonly connect: (contexts: readonly string[]) => Promise<NbdImage>;
+  /** The QEMU bitmap that holds what changed, for servers that keep one; the caller vouches that it began at
+   *  the change number that will be asked for, or before. Default: blksnap's own context. */
+  readonly dirtyBitmap?: string;
+}
+
+export interface NbdSource extends BackupSource {
+  close(): Promise<void>;
+}
+
+/** Errors: those of `connect`. */
+export async function openNbdSource(options: NbdSourceOptions): Promise<NbdSource> {
+  const { disk, identity, generationId, changeNumber } = options;
+  const device = await options.connect(['base:allocation']);
+  return {
+    disk,
+    identity,
+    generationId,
+    changeNumber,
+    device,
+    changedSince: (since) => changedSince(options, { since, size: device.size }),
+    close: () => device.close(),
+  };
+}
+
+async function changedSince(
+  options: NbdSourceOptions,
+  { since, size }: { readonly since: number; readonly size: number },
+): Promise<ByteRange[] | null> {
+  const context =
+    options.dirtyBitmap === undefined
+      ? `blksnap:changed:${options.generationId}:${since}`
+      : `qemu:dirty-bitmap:${options.dirtyBitmap}`;
+  const image = await options.connect([context]);
+  try {
+    if (!image.contexts.includes(context)) return null;
+    if (image.size !== size)
+      throw new BlksnapError(
+        'ESTALE',
+        `Cannot tell what changed: the export's size went from ${size} to ${image.size} bytes`,
+      );
+    return await dirtyRanges(image, context);
+  } finally {
+    await image.close();
+  }
+}
+
+async function dirtyRanges(image: NbdImage, context: string): Promise<ByteRange[]> {
+  const ranges: ByteRange[] = [];
+  for (let offset = 0; offset < image.size;) {
+    const start = offset;
+    for (const { length, flags } of await image.blockStatus(
+      context,
+      offset,
+      Math.min(STATUS_BYTES, image.size - offset),
+    )) {
+      if ((flags & STATE_DIRTY) !== 0) ranges.push({ offset, length });
+      offset += length;
+    }
+    if (offset === start)
+      throw new BlksnapError(
+        'EPROTO',
+        `Cannot tell what changed: the server says nothing of "${context}" at offset ${offset}`,
+      );
+  }
+  return ranges;
+}
