@@ -19,13 +19,13 @@ const WORDS = [
   /(?:^|[\s'"`(=])\/(?:wor\x6b|hom\x65|roo\x74|Users)\//,
   /\.\.\/share\x64\//,
   /\bissue #?\d/i,
-  /\bregistr\x79\.|\byarnpk\x67\b|\bunpk\x67\b|\bjsdeliv\x72\b|\bnpmmirro\x72\b/,
+  /\bregistr\x79\.[a-z]|\byarnpk\x67\b|\bunpk\x67\b|\bjsdeliv\x72\b|\bnpmmirro\x72\b/,
 ];
 
 const VAGUE_NAME = /util|helper|manager|misc|common/i;
 
 /** Beyond ASCII: what units, ranges, arrows, pictures and progress bars need. */
-const FOREIGN = /[^ -~µ×…–—±≥≤≠→←↑↓↔·•✓✗▸█░▏▎▍▌▋▊▉─│┌┐└┘├┤┬┴┼▼▲]/;
+const FOREIGN = /[^ -~µ×…–—±≥≤≠→←↑↓↔·•✓✗▸█░▏▎▍▌▋▊▉─│┌┐└┘├┤┬┴┼▼▲►◄]/;
 
 interface SourceFile {
   readonly name: string;
