@@ -67,7 +67,7 @@ function makeZstdCodec(zstd: Zstd | null): ClusterCodec {
   if (zstd === null) {
     throw new BlksnapError(
       'EOPNOTSUPP',
-      'Cannot use zstd compression: no libzstd is installed, and this Node has none; install libzstd, or use Node 22.15 or newer',
+      'Cannot use zstd compression: there is no libzstd here and none in this Node; install it, or use Node 22.15 or newer',
     );
   }
   return {

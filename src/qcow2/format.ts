@@ -58,7 +58,7 @@ export class L2Entry {
   zero = 0;
 }
 
-/** Bytes that L1 needs for a disk of `size`. */
+/** Entries that the L1 table of a disk of `size` bytes needs. */
 export function l1Entries(size: number, clusterBits: number, extended: boolean): number {
   return Math.ceil(size / l2Coverage(clusterBits, extended));
 }

@@ -150,7 +150,7 @@ describe('refuses', () => {
     ],
   ];
   for (const [what, change, code, words] of malformed) {
-    test(what, () => {
+    test(`${what}`, () => {
       expect(() => decode(image(change))).toThrow(
         expect.objectContaining({ code, message: expect.stringMatching(words) }),
       );

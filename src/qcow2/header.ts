@@ -25,7 +25,7 @@ import {
   MIN_EXTENDED_CLUSTER_BITS,
 } from './format.ts';
 
-export const MAGIC = 0x5146_49fb;
+const MAGIC = 0x5146_49fb;
 /** The header, its extensions and the backing name are looked for in this much of the first cluster. */
 export const HEADER_READ_BYTES = 65_536;
 const V2_BYTES = 72;
@@ -47,7 +47,7 @@ const FEATURE_NAMES = ['dirty', 'corrupt', 'external data file', 'compression ty
 
 export type CompressionType = 'zlib' | 'zstd';
 
-export interface BackingReference {
+interface BackingReference {
   /** As written in the image: not yet resolved, not yet trusted. */
   readonly name: string;
   /** Null when the image does not say. */
@@ -299,13 +299,11 @@ export function encodeHeader(header: HeaderToWrite): Uint8Array {
   const extensionBytes = header.backing === null ? 8 : 8 + Math.ceil(format.length / 8) * 8 + 8;
   const nameAt = WRITTEN_BYTES + extensionBytes;
   const bytes = new Uint8Array(nameAt + name.length);
-  if (
-    header.backing !== null &&
-    (name.length === 0 || name.length > MAX_BACKING_NAME_BYTES || bytes.length > 2 ** header.clusterBits)
-  ) {
+  const room = Math.min(MAX_BACKING_NAME_BYTES, 2 ** header.clusterBits - nameAt);
+  if (header.backing !== null && (name.length === 0 || name.length > room)) {
     throw new BlksnapError(
       'EINVAL',
-      `Cannot write a qcow2 image over backing file "${header.backing.name}": its name has ${name.length} bytes, want 1 to ${Math.min(MAX_BACKING_NAME_BYTES, 2 ** header.clusterBits - nameAt)}`,
+      `Cannot write a qcow2 image over "${header.backing.name}": that name has ${name.length} bytes, want 1 to ${room}`,
     );
   }
   const view = new DataView(bytes.buffer);

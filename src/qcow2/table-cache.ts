@@ -9,7 +9,7 @@ import { borrow, readWhole } from '../io/files.ts';
 import type { OpenFile } from '../io/files.ts';
 import type { Reactor } from '../io/reactor.ts';
 
-export const SLICE_BYTES = 4096;
+const SLICE_BYTES = 4096;
 const LANES = 8;
 
 export interface Slice {

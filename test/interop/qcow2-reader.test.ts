@@ -38,10 +38,12 @@ function randomWrites(size: number, seed: number): string[] {
   });
 }
 
-async function expectSameReading(file: string): Promise<void> {
+/** In which steps we read the image otherwise than qemu-img does. */
+async function stepsThatDiffer(file: string): Promise<number[]> {
   const want = asQemuReads(file);
-  for (const step of [2 ** 20, 24 * 512])
-    expect((await bench.readImage(file, step)).equals(want), `step ${step}`).toBe(true);
+  const differ: number[] = [];
+  for (const step of [2 ** 20, 24 * 512]) if (!(await bench.readImage(file, step)).equals(want)) differ.push(step);
+  return differ;
 }
 
 function needsQemu(context: TestContext): void {
@@ -64,13 +66,13 @@ describe('every kind of image that qemu-img creates', () => {
     'subclusters of clusters of 16 KiB': 'extended_l2=on,cluster_size=16k',
   };
   for (const [name, options] of Object.entries(kinds)) {
-    test(name, async (context) => {
+    test(`${name}`, async (context) => {
       needsQemu(context);
       const file = bench.path(`${name.replaceAll(' ', '-')}.qcow2`);
       const size = 6 * 2 ** 20 + 512 * 5;
       qemuImg('create', '-q', '-f', 'qcow2', '-o', options, file, String(size));
       qemuIo(file, ...randomWrites(size, name.length));
-      await expectSameReading(file);
+      expect(await stepsThatDiffer(file)).toEqual([]);
     });
   }
 });
@@ -109,7 +111,7 @@ describe('compressed clusters', () => {
     const file = bench.path('overwritten.qcow2');
     qemuImg('convert', '-c', '-O', 'qcow2', raw, file);
     qemuIo(file, ...randomWrites(2 ** 21, 3));
-    await expectSameReading(file);
+    expect(await stepsThatDiffer(file)).toEqual([]);
   });
 });
 
@@ -126,10 +128,10 @@ describe('chains', () => {
     qemuIo(middle, ...randomWrites(5 * 2 ** 20, 2));
     qemuImg('create', '-q', '-f', 'qcow2', '-F', 'qcow2', '-b', middle, '-o', 'extended_l2=on', top, '7M');
     qemuIo(top, ...randomWrites(7 * 2 ** 20, 3));
-    await expectSameReading(middle);
-    await expectSameReading(top);
+    expect(await stepsThatDiffer(middle)).toEqual([]);
+    expect(await stepsThatDiffer(top)).toEqual([]);
     qemuImg('create', '-q', '-f', 'qcow2', '-F', 'qcow2', '-b', top, bench.path('shorter.qcow2'), '1M');
-    await expectSameReading(bench.path('shorter.qcow2'));
+    expect(await stepsThatDiffer(bench.path('shorter.qcow2'))).toEqual([]);
   });
 
   test('sixty images deep', async (context) => {
@@ -147,7 +149,7 @@ describe('chains', () => {
     const want = Buffer.alloc(size);
     for (let cluster = 0; cluster < 256; cluster++) want.fill((cluster % 60) + 1, cluster * 4096, (cluster + 1) * 4096);
     expect((await bench.readImage(bench.path('deep-59.qcow2'))).equals(want)).toBe(true);
-    await expectSameReading(bench.path('deep-59.qcow2'));
+    expect(await stepsThatDiffer(bench.path('deep-59.qcow2'))).toEqual([]);
   });
 });
 
@@ -158,7 +160,7 @@ test('internal snapshots are passed over: the active state is read', async (cont
   qemuIo(file, 'write -P 1 0 2M');
   qemuImg('snapshot', '-c', 'before', file);
   qemuIo(file, 'write -P 2 1M 2M');
-  await expectSameReading(file);
+  expect(await stepsThatDiffer(file)).toEqual([]);
 });
 
 test('an image that was not closed is read all the same', async (context) => {
@@ -170,7 +172,7 @@ test('an image that was not closed is read all the same', async (context) => {
     execFileSync('qemu-io', ['-f', 'qcow2', '-c', 'write -P 9 1M 1M', '-c', 'flush', '-c', 'sigraise 9', file], {
       stdio: 'ignore',
     }),
-  ).toThrow();
+  ).toThrow(/Command failed/);
   expect(qemuImg('info', '-U', '--output=json', file)).toContain('"dirty-flag": true');
   const content = await bench.readImage(file);
   expect(content.subarray(2 ** 20, 2 ** 21).every((byte) => byte === 9)).toBe(true);
