@@ -27,8 +27,8 @@ const CUT_OFF: Record<string, readonly string[]> = {
   web: ['daemon', 'backup', 'blksnap', 'block', 'io'],
 };
 
-/** The one way round: the command that starts a daemon loads it when it is called, with `await import()`. */
-const STARTS_DAEMON = new Set(['cli/commands/daemon.ts']);
+/** The daemon as a process: no one but the command that runs it may load it, and only when it runs. */
+const DAEMON_PROCESS = { file: 'api/run-daemon.ts', loader: 'cli/commands/daemon.ts' };
 
 /** Packages that belong to some layers alone; all others may be used anywhere. */
 const PACKAGE_OWNERS: Record<string, readonly string[]> = {
@@ -87,8 +87,9 @@ function fault({ from, to, dynamic }: Import): string | undefined {
   const target = layerOf(to);
   if (layer === target) return undefined;
   if (rowOf(target) >= rowOf(layer)) return `${target} is not below ${layer}`;
-  if (!(CUT_OFF[layer] ?? []).includes(target)) return undefined;
-  return dynamic && STARTS_DAEMON.has(from) ? undefined : `${layer} must not know ${target}`;
+  if ((CUT_OFF[layer] ?? []).includes(target)) return `${layer} must not know ${target}`;
+  const { file, loader } = DAEMON_PROCESS;
+  return to === file && !(from === loader && dynamic) ? `only ${loader} may load it, with await import()` : undefined;
 }
 
 /** The first circle of value imports that can be reached from `start`, as a list of files. */
