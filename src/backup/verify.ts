@@ -10,7 +10,7 @@ import type { Manifest, RestorePoint } from './manifest.ts';
 import { openPoint } from './open-point.ts';
 import { diskNames, diskPathOf, pointFile, readManifest } from './repository.ts';
 
-export interface VerifyProgress {
+interface VerifyProgress {
   readonly bytesDone: number;
   readonly bytesTotal: number;
   readonly seconds: number;
@@ -24,7 +24,7 @@ export interface VerifyOptions extends Omit<ReadThrough, 'onBytes'> {
   readonly onProgress?: ((progress: VerifyProgress) => void) | undefined;
 }
 
-export interface PointReport {
+interface PointReport {
   readonly disk: string;
   readonly point: string;
   /** False when its own files or those it rests on are damaged. */

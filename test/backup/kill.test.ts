@@ -5,6 +5,7 @@ import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { readManifest } from '../../src/backup/repository.ts';
 import { restore } from '../../src/backup/restore.ts';
@@ -14,7 +15,7 @@ import { Prng } from '../../src/util/prng.ts';
 import { BackupWorld } from './world.ts';
 
 const ROUNDS = 6;
-const CHURN = path.join(import.meta.dirname, 'churn.ts');
+const CHURN = fileURLToPath(new URL('./churn.ts', import.meta.url));
 
 let directory: string;
 beforeEach(() => void (directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-kill-'))));
