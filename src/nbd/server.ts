@@ -1,0 +1,194 @@
+/** The NBD server: listens, shakes hands, and keeps the connections.
+ *
+ *  A client can only harm itself: handshakes end after a time, connections and their memory are
+ *  limited, and whoever breaks the protocol is dropped with a reason that `onDropped` hears. */
+
+import type { BioPool } from '../block/bio.ts';
+import type { Completion, Listener, ListenOptions, Reactor, SocketAddress, Stream } from '../io/reactor.ts';
+import { completed } from '../io/reactor.ts';
+import { toBlksnapError } from '../util/errors.ts';
+import { Connection } from './connection.ts';
+import type { ConnectionHost } from './connection.ts';
+import type { ExportTable, NbdExport } from './export.ts';
+import { negotiate } from './handshake.ts';
+import type { Session } from './handshake.ts';
+import { connectionLimit } from './limits.ts';
+import { MemoryLine } from './memory-line.ts';
+import { Wire } from './wire.ts';
+
+const HANDSHAKE_LIMIT_MS = 30_000;
+/** How long clients that hold memory may stand still while others wait for it. */
+const STALL_LIMIT_MS = 10_000;
+/** How long `close` and `dropExport` wait for clients to take their last replies. */
+const GRACE_MS = 2_000;
+
+export interface NbdServerOptions {
+  readonly reactor: Reactor;
+  readonly pool: BioPool;
+  readonly exports: ExportTable;
+  readonly handshakeLimitMs?: number;
+  readonly stallLimitMs?: number;
+  /** Hears why a connection was refused or dropped. */
+  readonly onDropped?: (reason: string) => void;
+}
+
+export class NbdServer implements ConnectionHost {
+  readonly reactor: Reactor;
+  readonly pool: BioPool;
+  readonly line: MemoryLine;
+  readonly #exports: ExportTable;
+  readonly #handshakeLimitMs: number;
+  readonly #stallLimitMs: number;
+  readonly #onDropped: (reason: string) => void;
+  readonly #connectionLimit: number;
+  readonly #listeners = new Set<Listener>();
+  /** In the handshake. */
+  readonly #arriving = new Set<Stream>();
+  /** In transmission, and who is told of the end. */
+  readonly #connections = new Map<Connection, Array<() => void>>();
+  readonly #serving = new Set<Promise<void>>();
+  #closed = false;
+
+  constructor(options: NbdServerOptions) {
+    this.reactor = options.reactor;
+    this.pool = options.pool;
+    this.#exports = options.exports;
+    this.#handshakeLimitMs = options.handshakeLimitMs ?? HANDSHAKE_LIMIT_MS;
+    this.#stallLimitMs = options.stallLimitMs ?? STALL_LIMIT_MS;
+    this.#onDropped = options.onDropped ?? ((): void => {});
+    this.#connectionLimit = connectionLimit(options.reactor.arena);
+    this.line = new MemoryLine(options.reactor, this.#stallLimitMs, () => this.#dropStalling());
+  }
+
+  /** Clients in transmission. */
+  get connections(): number {
+    return this.#connections.size;
+  }
+
+  /** Errors: EADDRINUSE, EACCES and the like. */
+  async listen(address: SocketAddress, options: ListenOptions = {}): Promise<Listener> {
+    return this.#keep(await this.reactor.listen(address, options, (stream) => void this.serve(stream)));
+  }
+
+  /** Listens on a socket that was handed to the process. */
+  async listenFd(fd: number): Promise<Listener> {
+    return this.#keep(await this.reactor.listenFd(fd, (stream) => void this.serve(stream)));
+  }
+
+  #keep(listener: Listener): Listener {
+    this.#listeners.add(listener);
+    return listener;
+  }
+
+  /** Serves one client on a stream that is the server's from here on. Resolves when the connection
+   *  has ended and everything lent for it is given back. Never rejects. */
+  serve(stream: Stream): Promise<void> {
+    const served = this.#serve(stream).finally(() => this.#serving.delete(served));
+    this.#serving.add(served);
+    return served;
+  }
+
+  async #serve(stream: Stream): Promise<void> {
+    const refusal = this.#closed
+      ? 'the server is closing'
+      : this.#arriving.size + this.#connections.size >= this.#connectionLimit
+        ? `more than ${this.#connectionLimit} connections`
+        : undefined;
+    const wire = refusal === undefined ? Wire.open(this.reactor.arena, stream) : null;
+    if (wire === null) {
+      this.#refuse(stream, refusal ?? 'no memory for one more handshake');
+      return;
+    }
+    this.#arriving.add(stream);
+    const session = await this.#shakeHands(stream, wire);
+    this.#arriving.delete(stream);
+    const connection = session === null ? null : this.#connect(stream, session, wire.received);
+    wire.release();
+    if (connection === null) stream.close();
+    else await this.#transmit(connection);
+  }
+
+  async #shakeHands(stream: Stream, wire: Wire): Promise<Session | null> {
+    let timedOut = false;
+    const timeout: Completion = {
+      complete: () => {
+        timedOut = true;
+        stream.close();
+      },
+    };
+    const timer = this.reactor.timer(this.#handshakeLimitMs, timeout);
+    try {
+      return await negotiate(wire, this.#exports, this.reactor.arena);
+    } catch (cause) {
+      this.#onDropped(timedOut ? `no end of the handshake in ${this.#handshakeLimitMs} ms` : toBlksnapError(cause).message);
+      return null;
+    } finally {
+      this.reactor.cancelTimer(timer);
+    }
+  }
+
+  #connect(stream: Stream, session: Session, early: Uint8Array): Connection | null {
+    // The export may have gone while its client was shaking hands.
+    if (this.#closed || this.#exports.find(session.served.name) !== session.served) {
+      this.#onDropped(`export "${session.served.name}" is gone`);
+      return null;
+    }
+    const connection = Connection.open(this, stream, session, early);
+    if (connection === null) this.#onDropped('no memory for one more connection');
+    return connection;
+  }
+
+  #transmit(connection: Connection): Promise<void> {
+    return new Promise((resolve) => {
+      this.#connections.set(connection, [resolve]);
+      connection.start();
+    });
+  }
+
+  #refuse(stream: Stream, reason: string): void {
+    stream.close();
+    this.#onDropped(reason);
+  }
+
+  connectionEnded(connection: Connection, reason: string | undefined): void {
+    const told = this.#connections.get(connection)!;
+    this.#connections.delete(connection);
+    if (reason !== undefined) this.#onDropped(reason);
+    for (const resolve of told) resolve();
+  }
+
+  /** Ends the connections to an export that was taken out of the table. Resolves when their requests
+   *  under way have ended and the device is no longer used. */
+  async dropExport(served: NbdExport): Promise<void> {
+    await this.#end([...this.#connections.keys()].filter((connection) => connection.served === served));
+  }
+
+  async #end(connections: readonly Connection[]): Promise<void> {
+    const ended = connections.map((connection) => new Promise<void>((resolve) => this.#connections.get(connection)!.push(resolve)));
+    for (const connection of connections) connection.shutDown();
+    let waiting = true;
+    const grace = completed((c) => void this.reactor.timer(GRACE_MS, c)).then(() => {
+      if (waiting) for (const connection of connections) connection.drop('the client did not take its last replies');
+    });
+    await Promise.all(ended);
+    waiting = false;
+    void grace;
+  }
+
+  /** Stops listening, answers what is under way, ends all connections. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    for (const listener of this.#listeners) listener.close();
+    for (const stream of this.#arriving) stream.close();
+    await this.#end([...this.#connections.keys()]);
+    await Promise.all(this.#serving);
+  }
+
+  /** Others wait for memory that these clients hold and do nothing about. */
+  #dropStalling(): void {
+    const limit = this.reactor.now() - this.#stallLimitMs;
+    for (const connection of this.#connections.keys()) {
+      if (connection.waitingSinceMs <= limit) connection.drop('the client stood still while others waited for memory');
+    }
+  }
+}
