@@ -16,7 +16,7 @@ const BLOCK_BYTES = 4096;
 /** @typedef {{ offset: number, length: number }} ByteRange */
 
 /** @param {string} name */
-export function program(name) {
+function program(name) {
   const found = findProgram(name);
   if (found === undefined)
     throw new Error(`${name} is not installed; it makes the demo's filesystem (package e2fsprogs)`);
