@@ -178,7 +178,13 @@ export class BioQueue {
 export function runBio(
   pool: BioPool,
   sink: BioSink,
-  io: { readonly op: Op; readonly offset: number; readonly length: number; readonly at?: number; readonly flags?: number },
+  io: {
+    readonly op: Op;
+    readonly offset: number;
+    readonly length: number;
+    readonly at?: number;
+    readonly flags?: number;
+  },
 ): Promise<number> {
   return new Promise((resolve) => {
     const owner: BioOwner = {

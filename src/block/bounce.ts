@@ -27,7 +27,10 @@ export class BounceSlots {
     this.#reactor = reactor;
     this.#at = reactor.arena.allocate(SLOTS * SLOT_BYTES);
     if (this.#at === NO_MEMORY) {
-      throw new BlksnapError('ENOMEM', `Cannot borrow ${SLOTS * SLOT_BYTES} bytes for bounce buffers: the arena is full`);
+      throw new BlksnapError(
+        'ENOMEM',
+        `Cannot borrow ${SLOTS * SLOT_BYTES} bytes for bounce buffers: the arena is full`,
+      );
     }
     const ended: BioEnd = (bio, result) => {
       this.#next();

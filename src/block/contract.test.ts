@@ -4,7 +4,7 @@ import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { expect } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { CONTRACT_SIZE, describeDevice } from '../../test/contracts/device.ts';
 import type { DeviceUnderTest } from '../../test/contracts/device.ts';
 import { openDescriptors } from '../../test/contracts/reactor-bench.ts';
@@ -30,7 +30,12 @@ interface Bench {
 }
 
 /** Opens the device on a fresh reactor and directory; at the end nothing of either may be left. */
-function opener(driver: DriverName, open: (bench: Bench) => Promise<BlockDevice>, content?: Uint8Array, dirOf = os.tmpdir()) {
+function opener(
+  driver: DriverName,
+  open: (bench: Bench) => Promise<BlockDevice>,
+  content?: Uint8Array,
+  dirOf = os.tmpdir(),
+) {
   return async (): Promise<DeviceUnderTest> => {
     const descriptors = openDescriptors();
     const reactor = await openReactor({ driver, arenaBytes: 16 * MIB, cooperative: true });
@@ -72,33 +77,61 @@ async function openOverlay(bench: Bench, inMemory: boolean): Promise<BlockDevice
   const { reactor, pool, dir } = bench;
   const base = new MemoryDevice('base', ODD_SIZE, reactor.arena, { readOnly: true });
   base.bytes.set(content);
-  const storage = inMemory ? new MemoryDevice('storage', ODD_SIZE, reactor.arena) : openOverlayStorage(dir, ODD_SIZE, reactor);
+  const storage = inMemory
+    ? new MemoryDevice('storage', ODD_SIZE, reactor.arena)
+    : openOverlayStorage(dir, ODD_SIZE, reactor);
   return new OverlayDevice('overlay', { base, storage, pool, arena: reactor.arena });
 }
 
-const { driver: best } = await chooseDriver();
+const { driver: best, reason } = await chooseDriver();
 
-describeDevice('memory', opener(best, async ({ reactor }) => new MemoryDevice('memory', ODD_SIZE, reactor.arena)));
-describeDevice('disk over memory', opener(best, async ({ reactor }) => new Disk('d', new MemoryDevice('m', ODD_SIZE, reactor.arena))));
-describeDevice('overlay over memory', opener(best, (bench) => openOverlay(bench, true), content));
+describeDevice(
+  'memory',
+  opener(best, async ({ reactor }) => new MemoryDevice('memory', ODD_SIZE, reactor.arena)),
+);
+describeDevice(
+  'disk over memory',
+  opener(best, async ({ reactor }) => new Disk('d', new MemoryDevice('m', ODD_SIZE, reactor.arena))),
+);
+describeDevice(
+  'overlay over memory',
+  opener(best, (bench) => openOverlay(bench, true), content),
+);
 
 for (const driver of ['uring', 'portable'] as const) {
-  const missing = driver === 'uring' && best !== 'uring';
-  describeDevice(`file, buffered, ${driver}`, opener(driver, (bench) => openFile(bench, ODD_SIZE)), missing);
-  describeDevice(`file, direct, ${driver}`, opener(driver, (bench) => openFile(bench, CONTRACT_SIZE, true)), missing);
-  describeDevice(`overlay over a file, ${driver}`, opener(driver, (bench) => openOverlay(bench, false), content), missing);
+  const missing = driver === 'uring' ? reason : '';
+  describeDevice(
+    `file, buffered, ${driver}`,
+    opener(driver, (bench) => openFile(bench, ODD_SIZE)),
+    missing,
+  );
+  describeDevice(
+    `file, direct, ${driver}`,
+    opener(driver, (bench) => openFile(bench, CONTRACT_SIZE, true)),
+    missing,
+  );
+  describeDevice(
+    `overlay over a file, ${driver}`,
+    opener(driver, (bench) => openOverlay(bench, false), content),
+    missing,
+  );
 }
 
 // tmpfs punches holes but cannot zero ranges.
 const shm = fs.existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir();
-describeDevice('file on tmpfs', opener(best, (bench) => openFile(bench, ODD_SIZE), undefined, shm), shm !== '/dev/shm');
+describeDevice(
+  'file on tmpfs',
+  opener(best, (bench) => openFile(bench, ODD_SIZE), undefined, shm),
+  shm === '/dev/shm' ? '' : 'needs tmpfs on /dev/shm',
+);
 
-const canLoop = (() => {
+const noLoop = (() => {
+  if (process.getuid?.() !== 0) return 'needs root';
   try {
     execFileSync('losetup', ['-f'], { stdio: 'ignore' });
-    return process.getuid?.() === 0;
+    return '';
   } catch {
-    return false;
+    return 'needs loop devices';
   }
 })();
 
@@ -119,5 +152,36 @@ async function openLoop({ reactor, dir }: Bench, direct: boolean): Promise<Block
   return device;
 }
 
-describeDevice(`kernel device${canLoop ? '' : ' (skipped: no loop devices here)'}`, opener(best, (bench) => openLoop(bench, false)), !canLoop);
-describeDevice('kernel device, direct', opener(best, (bench) => openLoop(bench, true)), !canLoop);
+describeDevice(
+  'kernel device',
+  opener(best, (bench) => openLoop(bench, false)),
+  noLoop,
+);
+describeDevice(
+  'kernel device, direct',
+  opener(best, (bench) => openLoop(bench, true)),
+  noLoop,
+);
+
+describe('a kernel device', () => {
+  it('is opened exclusively', async (context) => {
+    context.skip(noLoop !== '', noLoop);
+    const test = await opener(best, (bench) => openLoop(bench, false))();
+    const options = { reactor: test.reactor };
+    const words = expect.stringContaining('in use') as string;
+    await expect(openDevice(test.device.name, options)).rejects.toMatchObject({ code: 'EBUSY', message: words });
+    expect(test.device.size).toBe(CONTRACT_SIZE);
+    await test.device.close();
+    await test.finish();
+  });
+
+  it('that is read-only is refused for writing', async (context) => {
+    context.skip(noLoop !== '', noLoop);
+    const test = await opener(best, (bench) => openLoop(bench, false))();
+    const { name } = test.device;
+    await test.device.close();
+    await test.finish();
+    // Detached: no size, no medium.
+    await expect(openDevice(name, { reactor: test.reactor })).rejects.toMatchObject({ name: 'BlksnapError' });
+  });
+});

@@ -77,7 +77,10 @@ export class DescriptorDevice implements BlockDevice {
     this.capabilities = geometry.capabilities;
     this.#kind = geometry.kind;
     this.#memoryAlignment = geometry.memoryAlignment;
-    this.#bounce = geometry.memoryAlignment > 1 ? new BounceSlots(reactor, geometry.fd, (bio, result) => this.#end(bio, result)) : null;
+    this.#bounce =
+      geometry.memoryAlignment > 1
+        ? new BounceSlots(reactor, geometry.fd, (bio, result) => this.#end(bio, result))
+        : null;
     this.#canPunch = geometry.capabilities.discard;
     this.#zeroBytes = Math.min(ZERO_BYTES, reactor.arena.largest);
   }

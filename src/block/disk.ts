@@ -24,6 +24,8 @@ export class Disk implements BlockDevice, BioGate {
   #closed = false;
   readonly #held = new BioQueue();
   #drained: Array<() => void> = [];
+  /** The change of the stack that is under way, or the last one; never rejects. */
+  #lastChange: Promise<void> = Promise.resolve();
 
   constructor(name: string, device: BlockDevice) {
     this.name = name;
@@ -101,9 +103,8 @@ export class Disk implements BlockDevice, BioGate {
   }
 
   /** Puts the filter at its altitude, behind the gate. Whatever its `attach` throws leaves the disk as it was. */
-  async attachFilter(filter: BlockFilter): Promise<void> {
-    await this.freeze();
-    try {
+  attachFilter(filter: BlockFilter): Promise<void> {
+    return this.#changeStack(async () => {
       const index = this.#filters.findIndex((other) => other.altitude <= filter.altitude);
       const place = index < 0 ? this.#filters.length : index;
       if (this.#filters[place]?.altitude === filter.altitude) {
@@ -115,21 +116,31 @@ export class Disk implements BlockDevice, BioGate {
       filter.below = this.#filters[place] ?? this.device;
       await filter.attach(this);
       this.#filters = this.#filters.toSpliced(place, 0, filter);
-      this.#link();
-    } finally {
-      this.thaw();
-    }
+    });
   }
 
-  async detachFilter(filter: BlockFilter): Promise<void> {
-    await this.freeze();
-    try {
+  /** Takes the filter out, behind the gate; nothing happens when it is not there. Errors: its `detach`'s. */
+  detachFilter(filter: BlockFilter): Promise<void> {
+    return this.#changeStack(async () => {
+      if (!this.#filters.includes(filter)) return;
       await filter.detach();
       this.#filters = this.#filters.filter((other) => other !== filter);
-      this.#link();
-    } finally {
-      this.thaw();
-    }
+    });
+  }
+
+  /** One change at a time, each behind the gate. */
+  #changeStack(change: () => Promise<void>): Promise<void> {
+    const changed = this.#lastChange.then(async () => {
+      await this.freeze();
+      try {
+        await change();
+        this.#link();
+      } finally {
+        this.thaw();
+      }
+    });
+    this.#lastChange = changed.catch(() => {});
+    return changed;
   }
 
   #link(): void {
@@ -149,10 +160,14 @@ export class Disk implements BlockDevice, BioGate {
    *  ESHUTDOWN. Errors: EBUSY when a filter cannot go; the disk then runs on. */
   async close(): Promise<void> {
     if (this.#closed) return;
-    for (const filter of this.#filters) await this.detachFilter(filter);
+    // Behind the gate from the start: no write may pass a filter that has just gone.
     await this.freeze();
-    this.#closed = true;
-    this.thaw();
+    try {
+      for (const filter of this.#filters) await this.detachFilter(filter);
+      this.#closed = true;
+    } finally {
+      this.thaw();
+    }
     await this.device.close();
   }
 }

@@ -40,7 +40,9 @@ function openImage(path: string, readOnly: boolean, direct: boolean): number {
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
     if (direct && code === 'EINVAL') {
-      throw new BlksnapError('EINVAL', `Cannot open "${path}": its file system has no direct I/O; open it without`, { cause });
+      throw new BlksnapError('EINVAL', `Cannot open "${path}": its file system has no direct I/O; open it without`, {
+        cause,
+      });
     }
     const advice = !readOnly && (code === 'EACCES' || code === 'EROFS') ? ' for writing (read-only may do)' : '';
     throw toBlksnapError(cause, `Cannot open "${path}"${advice}`);
@@ -66,7 +68,14 @@ export function fileDevice(fd: number, path: string, options: OpenDeviceOptions)
     readOnly,
     memoryAlignment: alignment.memory,
     kind: 'file',
-    capabilities: { flush: true, fua: true, discard: punch, writeZeroes: !readOnly, fastZero: punch, rotational: false },
+    capabilities: {
+      flush: true,
+      fua: true,
+      discard: punch,
+      writeZeroes: !readOnly,
+      fastZero: punch,
+      rotational: false,
+    },
   });
 }
 

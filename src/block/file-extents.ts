@@ -20,10 +20,13 @@ export function fileExtents(
   if (!ffiAvailable()) return [{ length, hole: false, zero: false }];
   const actual = fs.fstatSync(fd).size;
   if (actual < size) {
-    throw new BlksnapError('EIO', `Cannot read the extents of "${name}": it has shrunk to ${actual} bytes, want ${size}`);
+    throw new BlksnapError(
+      'EIO',
+      `Cannot read the extents of "${name}": it has shrunk to ${actual} bytes, want ${size}`,
+    );
   }
   const end = offset + length;
-  for (let at = offset; at < end && list.length < EXTENTS_LIMIT; ) {
+  for (let at = offset; at < end && list.length < EXTENTS_LIMIT;) {
     const data = seekTo(fd, at, SEEK_DATA, end, name);
     if (data > at) pushExtent(list, data - at, true, true);
     const hole = data < end ? seekTo(fd, data, SEEK_HOLE, end, name) : end;
@@ -34,7 +37,13 @@ export function fileExtents(
 }
 
 /** Where data (or a hole) begins, at most `end`. A file system that does not know has data only. */
-function seekTo(fd: number, at: number, whence: typeof SEEK_DATA | typeof SEEK_HOLE, end: number, name: string): number {
+function seekTo(
+  fd: number,
+  at: number,
+  whence: typeof SEEK_DATA | typeof SEEK_HOLE,
+  end: number,
+  name: string,
+): number {
   const found = seek(fd, at, whence);
   if (found >= 0) return Math.min(found, end);
   if (found === -ENXIO) return end;

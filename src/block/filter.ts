@@ -26,17 +26,30 @@ export abstract class BlockFilter implements BioSink {
 /** Makes a filter of one kind. `options` comes from the user: check it. */
 export type FilterFactory = (options: unknown) => BlockFilter;
 
+interface Kind {
+  readonly factory: FilterFactory;
+  readonly attached: Map<BlockFilter, Disk>;
+}
+
+/** A disk that is closed detaches its filters without asking the registry. */
+function forgetDetached(kind: Kind): void {
+  for (const [filter, disk] of kind.attached) {
+    if (!disk.filters.includes(filter)) kind.attached.delete(filter);
+  }
+}
+
 /** The kinds of filters by name. A kind cannot go while one of its filters is attached. */
 export class FilterRegistry {
-  readonly #kinds = new Map<string, { factory: FilterFactory; attached: Set<BlockFilter> }>();
+  readonly #kinds = new Map<string, Kind>();
 
   register(name: string, factory: FilterFactory): void {
     if (this.#kinds.has(name)) throw new BlksnapError('EEXIST', `Cannot register filter "${name}": the name is taken`);
-    this.#kinds.set(name, { factory, attached: new Set() });
+    this.#kinds.set(name, { factory, attached: new Map() });
   }
 
   unregister(name: string): void {
     const kind = this.#kind(name);
+    forgetDetached(kind);
     if (kind.attached.size > 0) {
       throw new BlksnapError('EBUSY', `Cannot unregister filter "${name}": attached to ${kind.attached.size} disks`);
     }
@@ -47,11 +60,15 @@ export class FilterRegistry {
   async attach(name: string, disk: Disk, options: unknown): Promise<BlockFilter> {
     const kind = this.#kind(name);
     if (disk.filter(name) !== undefined) {
-      throw new BlksnapError('EALREADY', `Cannot attach filter "${name}" to disk "${disk.name}": it is attached already`);
+      throw new BlksnapError(
+        'EALREADY',
+        `Cannot attach filter "${name}" to disk "${disk.name}": it is attached already`,
+      );
     }
     const filter = kind.factory(options);
     await disk.attachFilter(filter);
-    kind.attached.add(filter);
+    forgetDetached(kind);
+    kind.attached.set(filter, disk);
     return filter;
   }
 
@@ -65,10 +82,13 @@ export class FilterRegistry {
     this.#kinds.get(name)?.attached.delete(filter);
   }
 
-  #kind(name: string): { factory: FilterFactory; attached: Set<BlockFilter> } {
+  #kind(name: string): Kind {
     const kind = this.#kinds.get(name);
     if (kind === undefined) {
-      throw new BlksnapError('ENOENT', `No filter "${name}": known are ${[...this.#kinds.keys()].join(', ') || 'none'}`);
+      throw new BlksnapError(
+        'ENOENT',
+        `No filter "${name}": known are ${[...this.#kinds.keys()].join(', ') || 'none'}`,
+      );
     }
     return kind;
   }

@@ -37,7 +37,11 @@ function openExclusively(path: string, readOnly: boolean, direct: boolean): numb
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
     if (code === 'EBUSY') {
-      throw new BlksnapError('EBUSY', `Cannot open "${path}": it is mounted or in use (see lsblk); unmount or stop it first`, { cause });
+      throw new BlksnapError(
+        'EBUSY',
+        `Cannot open "${path}": it is mounted or in use (see lsblk); unmount or stop it first`,
+        { cause },
+      );
     }
     throw toBlksnapError(cause, `Cannot open "${path}"`);
   }

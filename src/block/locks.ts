@@ -58,7 +58,8 @@ export function lockImage(fd: number, path: string, options: { readonly write: b
   for (const permission of used) callLock(fd, F_OFD_SETLK, flock(F_RDLCK, USED_BASE + permission), path);
   for (const permission of denied) callLock(fd, F_OFD_SETLK, flock(F_RDLCK, DENIED_BASE + permission), path);
   for (const permission of denied) {
-    if (isLockedByOthers(fd, USED_BASE + permission, path)) throw busy(path, `another program ${PERMISSION_NAMES[permission]} it`);
+    if (isLockedByOthers(fd, USED_BASE + permission, path))
+      throw busy(path, `another program ${PERMISSION_NAMES[permission]} it`);
   }
   for (const permission of used) {
     if (isLockedByOthers(fd, DENIED_BASE + permission, path)) {

@@ -32,7 +32,14 @@ export class MemoryDevice implements BlockDevice {
     this.#arena = arena;
     this.readOnly = options.readOnly ?? false;
     const writable = !this.readOnly;
-    this.capabilities = { flush: true, fua: true, discard: writable, writeZeroes: writable, fastZero: writable, rotational: false };
+    this.capabilities = {
+      flush: true,
+      fua: true,
+      discard: writable,
+      writeZeroes: writable,
+      fastZero: writable,
+      rotational: false,
+    };
   }
 
   get size(): number {
@@ -73,7 +80,7 @@ export class MemoryDevice implements BlockDevice {
   async extents(offset: number, length: number): Promise<Extent[]> {
     const list: Extent[] = [];
     const end = offset + length;
-    for (let at = offset; at < end; ) {
+    for (let at = offset; at < end;) {
       const next = Math.min(end, (Math.floor(at / EXTENT_BLOCK) + 1) * EXTENT_BLOCK);
       pushExtent(list, next - at, false, isZero(this.bytes.subarray(at, next)));
       at = next;

@@ -13,7 +13,10 @@ export async function openDevice(path: string, options: OpenDeviceOptions): Prom
   if (stat.isFile()) return openFileDevice(path, options);
   if (stat.isBlockDevice()) return openHostDevice(path, options);
   if (stat.isDirectory()) {
-    throw new BlksnapError('EISDIR', `Cannot open "${path}" as a disk: it is a directory, want a file or a block device`);
+    throw new BlksnapError(
+      'EISDIR',
+      `Cannot open "${path}" as a disk: it is a directory, want a file or a block device`,
+    );
   }
   throw new BlksnapError('EINVAL', `Cannot open "${path}" as a disk: want a file or a block device`);
 }

@@ -130,7 +130,7 @@ export class OverlayDevice implements BlockDevice {
     }
     bio.progress = 1; // Parts under way, and this loop.
     bio.status = 0;
-    for (let offset = bio.offset; offset < end; ) {
+    for (let offset = bio.offset; offset < end;) {
       const partLength = this.#runLength(offset, end);
       const part = this.#pool.get(READ, offset, partLength, bio.at + (offset - bio.offset), 0, this.#parts);
       part.tag = bio;
@@ -257,7 +257,7 @@ export class OverlayDevice implements BlockDevice {
   async extents(offset: number, length: number): Promise<Extent[]> {
     const list: Extent[] = [];
     const end = offset + length;
-    for (let at = offset; at < end && list.length < EXTENTS_LIMIT; ) {
+    for (let at = offset; at < end && list.length < EXTENTS_LIMIT;) {
       const run = this.#runLength(at, end);
       for (const extent of await this.#deviceAt(at).extents(at, run)) {
         pushExtent(list, extent.length, extent.hole, extent.zero);

@@ -13,9 +13,12 @@ function rounded(length: number): number {
 
 describe('Arena', () => {
   it('lends aligned places that do not overlap, and gets everything back', () => {
-    const steps = fc.array(fc.record({ length: fc.integer({ min: 1, max: 40 * ARENA_BLOCK }), free: fc.boolean(), pick: fc.nat() }), {
-      maxLength: 300,
-    });
+    const steps = fc.array(
+      fc.record({ length: fc.integer({ min: 1, max: 40 * ARENA_BLOCK }), free: fc.boolean(), pick: fc.nat() }),
+      {
+        maxLength: 300,
+      },
+    );
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 100 }), steps, (blocks, list) => {
         const arena = arenaOf(blocks);

@@ -74,7 +74,8 @@ export class BlksnapError extends Error {
  *  `action` comes before the cause's own words: `Cannot open "x": ENOENT: no such file…`. */
 export function toBlksnapError(cause: unknown, action?: string): BlksnapError {
   if (cause instanceof BlksnapError && action === undefined) return cause;
-  const code = (cause as { code?: unknown }).code;
+  const given = (cause as { code?: unknown }).code;
+  const code = given === 'ENOTSUP' ? 'EOPNOTSUPP' : given; // one number on Linux, and Node takes the other name
   const known = typeof code === 'string' && code in ERRNO ? (code as ErrorCode) : 'EIO';
   const words = cause instanceof Error ? cause.message : String(cause);
   return new BlksnapError(known, action === undefined ? words : `${action}: ${words}`, { cause });

@@ -9,7 +9,8 @@ import { GIB, KIB, MIB } from '../../src/util/units.ts';
 import { endsLater, reactorBench } from './reactor-bench.ts';
 import type { OpenReactor } from './reactor-bench.ts';
 
-const pattern = (length: number, seed = 7): Uint8Array => Uint8Array.from({ length }, (_, i) => (i * seed + (i >> 8)) & 0xff);
+const pattern = (length: number, seed = 7): Uint8Array =>
+  Uint8Array.from({ length }, (_, i) => (i * seed + (i >> 8)) & 0xff);
 
 export function fileContract(open: OpenReactor): void {
   describe('files', () => {
@@ -57,7 +58,12 @@ export function fileContract(open: OpenReactor): void {
       const at = memory(4096);
       bytes(at, 4096).fill(0x5a);
       expect(await run((c) => reactor.write(fd, at, 4096, 4096, true, c))).toBe(4096);
-      expect(fs.readFileSync(path.join(dir, 'a')).subarray(4096).every((byte) => byte === 0x5a)).toBe(true);
+      expect(
+        fs
+          .readFileSync(path.join(dir, 'a'))
+          .subarray(4096)
+          .every((byte) => byte === 0x5a),
+      ).toBe(true);
       expect(await run((c) => reactor.sync(fd, c))).toBe(0);
     });
 
@@ -71,9 +77,15 @@ export function fileContract(open: OpenReactor): void {
       const segments = Float64Array.of(b, 4096, a, 100, c, 3, a, 100);
       expect(await run((done) => reactor.writeGather(fd, segments, 4, 10, done))).toBe(4299);
       const written = fs.readFileSync(path.join(dir, 'a')).subarray(10);
-      expect([written[0], written[4095], written[4096], written[4195], written[4196], written[4199], written[4298]]).toEqual([
-        2, 2, 1, 1, 3, 1, 1,
-      ]);
+      expect([
+        written[0],
+        written[4095],
+        written[4096],
+        written[4195],
+        written[4196],
+        written[4199],
+        written[4298],
+      ]).toEqual([2, 2, 1, 1, 3, 1, 1]);
       expect(written.length).toBe(4299);
     });
 

@@ -13,7 +13,10 @@ import { endsLater, reactorBench } from './reactor-bench.ts';
 import type { Bench, OpenReactor } from './reactor-bench.ts';
 
 /** The next stream that a listener accepts. */
-async function listen(reactor: Reactor, address: SocketAddress): Promise<{ listener: Listener; accepted: Promise<Stream> }> {
+async function listen(
+  reactor: Reactor,
+  address: SocketAddress,
+): Promise<{ listener: Listener; accepted: Promise<Stream> }> {
   let accept: (stream: Stream) => void;
   const accepted = new Promise<Stream>((resolve) => (accept = resolve));
   const listener = await reactor.listen(address, {}, (stream) => accept(stream));
@@ -138,7 +141,8 @@ export function streamContract(open: OpenReactor): void {
       expect(client.queue(a + 7, 1)).toBe(true); // belongs to the next send
       expect(await run((c) => server.receiveAll(b, queued, c))).toBe(queued);
       expect(await sent).toBe(queued);
-      for (let i = 0; i < queued; i++) expect(bytes(b, queued)[i]).toBe(i % 256);
+      const inOrder = bytes(b, queued).every((byte, i) => byte === i % 256);
+      expect(inOrder).toBe(true);
       expect(await run((c) => client.send(c))).toBe(1);
       expect(await run((c) => server.receive(b, 10, c))).toBe(1);
       expect(bytes(b, 1)[0]).toBe(7);
@@ -181,7 +185,9 @@ export function streamContract(open: OpenReactor): void {
       const file = path.join(dir, 'socket');
       const listener = await reactor.listen({ kind: 'unix', path: file }, {}, () => {});
       expect(fs.statSync(file).mode & 0o777).toBe(0o600);
-      await expect(reactor.listen({ kind: 'unix', path: file }, {}, () => {})).rejects.toMatchObject({ code: 'EADDRINUSE' });
+      await expect(reactor.listen({ kind: 'unix', path: file }, {}, () => {})).rejects.toMatchObject({
+        code: 'EADDRINUSE',
+      });
       expect(fs.existsSync(file)).toBe(true);
       listener.close();
       listener.close();
@@ -212,7 +218,9 @@ export function streamContract(open: OpenReactor): void {
       const { reactor, dir } = bench();
       const missing = { kind: 'unix', path: path.join(dir, 'none') } as const;
       await expect(reactor.connect(missing)).rejects.toMatchObject({ code: 'ENOENT' });
-      await expect(reactor.listen({ kind: 'unix', path: path.join(dir, 'no', 'x') }, {}, () => {})).rejects.toMatchObject({
+      await expect(
+        reactor.listen({ kind: 'unix', path: path.join(dir, 'no', 'x') }, {}, () => {}),
+      ).rejects.toMatchObject({
         name: 'BlksnapError',
       });
     });
@@ -276,7 +284,7 @@ async function transfer(bench: Bench, from: Stream, to: Stream, total: number, s
   const source = bench.bytes(out, piece);
   for (let i = 0; i < piece; i++) source[i] = (i * 31 + (i >> 12) * seed) & 0xff;
   const sending = (async () => {
-    for (let sent = 0; sent < total; ) {
+    for (let sent = 0; sent < total;) {
       from.queue(out, 1000);
       from.queue(out + 1000, piece - 1000);
       const result = await bench.run((c) => from.send(c));
@@ -288,7 +296,7 @@ async function transfer(bench: Bench, from: Stream, to: Stream, total: number, s
   while (received < total) {
     const count = await bench.run((c) => to.receive(into, Math.min(256 * KIB, total - received), c));
     expect(count).toBeGreaterThan(0);
-    for (let done = 0; done < count; ) {
+    for (let done = 0; done < count;) {
       const place = (received + done) % piece;
       const length = Math.min(count - done, piece - place);
       const equal = Buffer.from(bench.bytes(into + done, length)).equals(source.subarray(place, place + length));

@@ -71,7 +71,11 @@ export async function listenOn(
 function boundAddress(server: net.Server, where: SocketAddress | number): SocketAddress {
   const bound = server.address();
   if (bound !== null && typeof bound === 'object') {
-    return { kind: 'tcp', host: typeof where === 'object' && where.kind === 'tcp' ? where.host : bound.address, port: bound.port };
+    return {
+      kind: 'tcp',
+      host: typeof where === 'object' && where.kind === 'tcp' ? where.host : bound.address,
+      port: bound.port,
+    };
   }
   return { kind: 'unix', path: bound ?? '' };
 }

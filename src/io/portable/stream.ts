@@ -48,7 +48,7 @@ export class PortableStream implements Stream {
     host.socketOpened();
     readable.on('readable', this.#fill).on('end', this.#fill);
     const ends = new Set<Readable | Writable>([readable, writable]);
-    for (const end of [...ends]) {
+    for (const end of ends) {
       end.on('error', (error: NodeJS.ErrnoException) => this.#failed(negativeErrno(error)));
       end.on('close', () => {
         ends.delete(end);
@@ -83,7 +83,9 @@ export class PortableStream implements Stream {
     if (this.#closed) return this.#endReceive(-ERRNO.ECANCELED);
     const readable = this.#readable;
     while (this.#received < this.#length && readable.readableLength > 0) {
-      const piece = readable.read(Math.min(readable.readableLength, this.#length - this.#received)) as Uint8Array | null;
+      const piece = readable.read(
+        Math.min(readable.readableLength, this.#length - this.#received),
+      ) as Uint8Array | null;
       if (piece === null) break;
       this.#host.memory.set(piece, this.#at + this.#received);
       this.#received += piece.length;
