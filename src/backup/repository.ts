@@ -193,13 +193,23 @@ export function clearLeftovers(diskPath: string, manifest: Manifest): void {
   }
 }
 
-/** What the disk's points are: for people and programs that want a list. */
+/** A disk's points, for people and programs that want a list. */
 export interface DiskPoints {
   readonly disk: string;
+  /** Oldest first. */
   readonly points: readonly RestorePoint[];
+  /** Why the points cannot be told; null when they can. */
+  readonly problem: string | null;
 }
 
-/** Every disk's restore points, oldest first. Errors: ENOENT when this is no backup directory. */
+/** Every disk's restore points; one damaged manifest does not hide the other disks. Errors: ENOENT when this is no
+ *  backup directory. */
 export function listPoints(directory: string): DiskPoints[] {
-  return diskNames(directory).map((disk) => ({ disk, points: readManifest(directory, disk).points }));
+  return diskNames(directory).map((disk) => {
+    try {
+      return { disk, points: readManifest(directory, disk).points, problem: null };
+    } catch (cause) {
+      return { disk, points: [], problem: toBlksnapError(cause).message };
+    }
+  });
 }

@@ -4,6 +4,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { BackupWorld, DISK_BYTES } from '../../test/backup/world.ts';
 import { openDevice } from '../block/open.ts';
 import { CHECKSUM_RANGE_BYTES } from '../util/checksum.ts';
+import { listPoints } from './repository.ts';
 import { restore } from './restore.ts';
 import type { RestoreOptions, RestoreProgress } from './restore.ts';
 import { verify } from './verify.ts';

@@ -136,6 +136,13 @@ async function blockDevice(options: TargetOptions, context: TargetContext): Prom
   const device = await openDevice(options.path, context);
   try {
     if (device.size < options.size) throw refusal('EINVAL', options, `it has only ${device.size} bytes`);
+    if (options.size % device.logicalBlockSize !== 0) {
+      throw refusal(
+        'EINVAL',
+        options,
+        `it has blocks of ${device.logicalBlockSize} bytes, which that is no multiple of`,
+      );
+    }
     if (!options.overwrite && (await holdsData(device, context))) {
       throw refusal('EEXIST', options, 'it holds data; say that it may be overwritten');
     }

@@ -1,20 +1,16 @@
 /** Restore points are what qemu-img says they are: sound images, equal to the snapshots they came from. */
 
-import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { prune } from '../../src/backup/prune.ts';
+import { qemuImg } from '../qcow2-images.ts';
 import { requirePrograms } from '../requirements.ts';
 import { BackupWorld, DISK_BYTES } from './world.ts';
 
 let world: BackupWorld;
 beforeEach(async () => void (world = await BackupWorld.open(3)));
 afterEach(() => world.close());
-
-function qemuImg(...args: string[]): string {
-  return execFileSync('qemu-img', args, { encoding: 'utf8' });
-}
 
 /** The size that qemu-img sees. Throws unless `check` finds neither errors nor leaks, and `compare` the same content. */
 function checkedSize(point: string): number {
