@@ -1,7 +1,7 @@
 /** The form of the project's own files: opening comments, lengths, words, characters, the lock file. What the
  *  formatter and the linter see (layout, long functions, forgotten promises) is not repeated here. */
 
-import { readFileSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, statSync } from 'node:fs';
 import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 
@@ -89,6 +89,18 @@ describe('tidy', () => {
 
   it('uses only the characters it needs', () => {
     expect(linesWhere(files, (line) => FOREIGN.test(line) || line.endsWith(' '))).toEqual([]);
+  });
+
+  it('names only files that exist in its documents', () => {
+    const documents = files.filter(({ name }) => name.endsWith('.md'));
+    const dead = documents.flatMap(({ name, text }) => {
+      const links = [...text.matchAll(/\]\((?!https?:|#)([^)#]+)/g)].map(([, to]) =>
+        path.join(path.dirname(name), to!),
+      );
+      const paths = [...text.matchAll(/`((?:src|test|bench|scripts|docs|bin)\/[\w./-]+)`/g)].map(([, to]) => to!);
+      return [...links, ...paths].filter((to) => !existsSync(path.join(ROOT, to))).map((to) => `${name}: ${to}`);
+    });
+    expect(dead.filter((one) => !one.endsWith('bench/results/latest.json'))).toEqual([]);
   });
 
   it('says why wherever it switches a rule off or skips a test', () => {
