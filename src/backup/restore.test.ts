@@ -153,6 +153,9 @@ describe('damage', () => {
     const manifest = path.join(world.diskPath, 'manifest.json');
     fs.writeFileSync(manifest, fs.readFileSync(manifest, 'utf8').replace('"changeNumber": 2', '"changeNumber": 1'));
     const report = await verify({ directory: world.repository, reactor: world.reactor, pool: world.pool });
+    expect(listPoints(world.repository)).toEqual([
+      { disk: 'vda', points: [], problem: expect.stringContaining('checksum') },
+    ]);
     expect(report).toMatchObject({
       sound: false,
       damage: [{ file: manifest, problem: expect.stringContaining('checksum') }],
