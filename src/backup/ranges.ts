@@ -13,7 +13,7 @@ export function alignOut(ranges: readonly ByteRange[], granule: number, size: nu
   for (const range of ranges.toSorted((a, b) => a.offset - b.offset)) {
     const offset = alignDown(range.offset, granule);
     const end = Math.min(alignUp(range.offset + range.length, granule), size);
-    if (range.length === 0 || end <= offset) continue;
+    if (range.length === 0 || range.offset >= size) continue;
     const last = joined.at(-1);
     if (last !== undefined && last.offset + last.length >= offset)
       last.length = Math.max(last.length, end - last.offset);
