@@ -5,7 +5,6 @@
 
 import type { BioPool } from '../block/bio.ts';
 import type { Completion, Listener, ListenOptions, Reactor, SocketAddress, Stream } from '../io/reactor.ts';
-import { completed } from '../io/reactor.ts';
 import { toBlksnapError } from '../util/errors.ts';
 import { Connection } from './connection.ts';
 import type { ConnectionHost } from './connection.ts';
@@ -166,13 +165,14 @@ export class NbdServer implements ConnectionHost {
   async #end(connections: readonly Connection[]): Promise<void> {
     const ended = connections.map((connection) => new Promise<void>((resolve) => this.#connections.get(connection)!.push(resolve)));
     for (const connection of connections) connection.shutDown();
-    let waiting = true;
-    const grace = completed((c) => void this.reactor.timer(GRACE_MS, c)).then(() => {
-      if (waiting) for (const connection of connections) connection.drop('the client did not take its last replies');
+    const grace = this.reactor.timer(GRACE_MS, {
+      complete: () => {
+        for (const connection of connections) connection.drop('the client did not take its last replies');
+      },
     });
     await Promise.all(ended);
-    waiting = false;
-    void grace;
+    // A reactor that is about to close must not wait for it.
+    this.reactor.cancelTimer(grace);
   }
 
   /** Stops listening, answers what is under way, ends all connections. */

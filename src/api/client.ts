@@ -1,0 +1,185 @@
+/** The typed client of the API, over the daemon's unix socket.
+ *
+ *      const client = new Client();
+ *      const disk = await client.attach({ path: '/srv/vm.img' });
+ *      const snapshot = await client.createSnapshot({ disks: [disk.name] });
+ *
+ *  Every method fails with the BlksnapError that the daemon reported; ECONNREFUSED when none runs. */
+
+import http from 'node:http';
+import type { z } from '@hono/zod-openapi';
+import { daemonPaths } from '../daemon/paths.ts';
+import type { CbtView, DiskView, EventView, SnapshotView, StatusView } from '../daemon/views.ts';
+import { BlksnapError, ERRNO, toBlksnapError } from '../util/errors.ts';
+import type { ErrorCode } from '../util/errors.ts';
+import type { attachRequest, dirtyRequest, mountRequest, snapshotRequest } from './schema.ts';
+
+export type { CbtView, DiskView, EventView, SnapshotView, StatusView };
+
+interface ClientOptions {
+  /** The daemon's directory; default as the daemon's own. */
+  readonly dir?: string | undefined;
+}
+
+interface Request {
+  readonly method: string;
+  readonly path: string;
+  readonly body?: unknown;
+  readonly accept?: string;
+  readonly signal?: AbortSignal | undefined;
+}
+
+const NOBODY_THERE = new Set(['ENOENT', 'ECONNREFUSED', 'ENOTDIR']);
+
+export class Client {
+  readonly #directory: string;
+  readonly #socketPath: string;
+
+  constructor(options: ClientOptions = {}) {
+    const paths = daemonPaths(options.dir);
+    this.#directory = paths.run;
+    this.#socketPath = paths.apiSocket;
+  }
+
+  status(): Promise<StatusView> {
+    return this.#json({ method: 'GET', path: '/v1/status' });
+  }
+
+  openApi(): Promise<object> {
+    return this.#json({ method: 'GET', path: '/openapi.json' });
+  }
+
+  async disks(): Promise<DiskView[]> {
+    return (await this.#json<{ disks: DiskView[] }>({ method: 'GET', path: '/v1/disks' })).disks;
+  }
+
+  disk(name: string): Promise<DiskView> {
+    return this.#json({ method: 'GET', path: `/v1/disks/${encodeURIComponent(name)}` });
+  }
+
+  attach(body: z.input<typeof attachRequest>): Promise<DiskView> {
+    return this.#json({ method: 'POST', path: '/v1/disks', body });
+  }
+
+  mount(body: z.input<typeof mountRequest>): Promise<DiskView> {
+    return this.#json({ method: 'POST', path: '/v1/mounts', body });
+  }
+
+  async detach(name: string): Promise<void> {
+    await this.#bytes({ method: 'DELETE', path: `/v1/disks/${encodeURIComponent(name)}` });
+  }
+
+  cbt(name: string): Promise<CbtView> {
+    return this.#json({ method: 'GET', path: `/v1/disks/${encodeURIComponent(name)}/cbt` });
+  }
+
+  /** One byte per tracking block. */
+  cbtMap(name: string): Promise<Uint8Array> {
+    return this.#bytes({ method: 'GET', path: `/v1/disks/${encodeURIComponent(name)}/cbt/map` });
+  }
+
+  async markDirty(name: string, body: z.input<typeof dirtyRequest>): Promise<void> {
+    await this.#bytes({ method: 'POST', path: `/v1/disks/${encodeURIComponent(name)}/cbt/dirty`, body });
+  }
+
+  createSnapshot(body: z.input<typeof snapshotRequest>): Promise<SnapshotView> {
+    return this.#json({ method: 'POST', path: '/v1/snapshots', body });
+  }
+
+  async snapshots(): Promise<SnapshotView[]> {
+    return (await this.#json<{ snapshots: SnapshotView[] }>({ method: 'GET', path: '/v1/snapshots' })).snapshots;
+  }
+
+  snapshot(id: string): Promise<SnapshotView> {
+    return this.#json({ method: 'GET', path: `/v1/snapshots/${encodeURIComponent(id)}` });
+  }
+
+  async destroySnapshot(id: string): Promise<void> {
+    await this.#bytes({ method: 'DELETE', path: `/v1/snapshots/${encodeURIComponent(id)}` });
+  }
+
+  /** The events after `after`; waits up to `timeoutMs` for the first. None when the time is over. */
+  async events(id: string, options: { after?: number; timeoutMs?: number; signal?: AbortSignal } = {}): Promise<EventView[]> {
+    const query = new URLSearchParams({ after: String(options.after ?? 0), timeoutMs: String(options.timeoutMs ?? 0) });
+    const path = `/v1/snapshots/${encodeURIComponent(id)}/events?${query.toString()}`;
+    return (await this.#json<{ events: EventView[] }>({ method: 'GET', path, signal: options.signal })).events;
+  }
+
+  /** Events as they come, until the snapshot is destroyed or the signal aborts. */
+  async *follow(id: string, options: { after?: number; signal?: AbortSignal } = {}): AsyncGenerator<EventView> {
+    const path = `/v1/snapshots/${encodeURIComponent(id)}/events?after=${options.after ?? 0}`;
+    const response = await this.#send({ method: 'GET', path, accept: 'text/event-stream', signal: options.signal });
+    response.setEncoding('utf8');
+    let buffered = '';
+    try {
+      for await (const piece of response) {
+        const blocks = (buffered + String(piece)).split('\n\n');
+        buffered = blocks.pop() ?? '';
+        for (const block of blocks) {
+          const data = /^data: (.*)$/m.exec(block)?.[1];
+          if (data !== undefined) yield JSON.parse(data) as EventView;
+        }
+      }
+    } catch (cause) {
+      if (options.signal?.aborted !== true) throw toBlksnapError(cause, 'Lost the daemon');
+    }
+  }
+
+  // --- transport ------------------------------------------------------------------------------
+
+  async #json<T>(request: Request): Promise<T> {
+    return JSON.parse(new TextDecoder().decode(await this.#bytes(request))) as T;
+  }
+
+  async #bytes(request: Request): Promise<Uint8Array> {
+    const response = await this.#send(request);
+    try {
+      return await collect(response);
+    } catch (cause) {
+      throw toBlksnapError(cause, `The daemon at ${this.#directory} ended while it answered`);
+    }
+  }
+
+  /** Resolves with a successful response. */
+  async #send(request: Request): Promise<http.IncomingMessage> {
+    const { method, path, body, accept, signal } = request;
+    const payload = body === undefined ? undefined : JSON.stringify(body);
+    const headers = {
+      ...(accept === undefined ? {} : { accept }),
+      ...(payload === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(payload) }),
+    };
+    const response = await new Promise<http.IncomingMessage>((resolve, reject) => {
+      const options = { socketPath: this.#socketPath, method, path, headers, agent: false, ...(signal ? { signal } : {}) };
+      http
+        .request(options, resolve)
+        .once('error', (cause) => reject(this.#unreachable(cause)))
+        .end(payload);
+    });
+    if (response.statusCode !== undefined && response.statusCode < 300) return response;
+    throw reported(Buffer.from(await collect(response)).toString());
+  }
+
+  #unreachable(cause: NodeJS.ErrnoException): BlksnapError {
+    if (cause.name === 'AbortError') return new BlksnapError('ECANCELED', 'Cancelled');
+    if (NOBODY_THERE.has(cause.code ?? '')) {
+      return new BlksnapError('ECONNREFUSED', `no daemon at ${this.#directory}; start one with \`blksnap daemon\``, { cause });
+    }
+    return toBlksnapError(cause, `Cannot reach the daemon at ${this.#directory}`);
+  }
+}
+
+async function collect(response: http.IncomingMessage): Promise<Uint8Array> {
+  const pieces: Buffer[] = [];
+  for await (const piece of response) pieces.push(piece as Buffer);
+  return Buffer.concat(pieces);
+}
+
+/** The error that an answer tells of. */
+function reported(text: string): BlksnapError {
+  try {
+    const { code, message } = (JSON.parse(text) as { error: { code: string; message: string } }).error;
+    return new BlksnapError(code in ERRNO ? (code as ErrorCode) : 'EIO', message);
+  } catch {
+    return new BlksnapError('EPROTO', `The daemon's answer cannot be understood: ${text.slice(0, 200)}`);
+  }
+}

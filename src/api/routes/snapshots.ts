@@ -1,0 +1,48 @@
+/** Snapshots. Their events are in events.ts. */
+
+import { createRoute } from '@hono/zod-openapi';
+import type { OpenAPIHono } from '@hono/zod-openapi';
+import type { ApiContext } from '../app.ts';
+import { failures, jsonBody, jsonResult } from '../responses.ts';
+import { idParam, snapshotRequest, snapshotView, snapshotsView } from '../schema.ts';
+
+const create = createRoute({
+  method: 'post',
+  path: '/v1/snapshots',
+  summary: 'Freeze disks at one instant',
+  request: { body: jsonBody(snapshotRequest) },
+  responses: { 201: jsonResult('The snapshot', snapshotView), ...failures },
+});
+
+const list = createRoute({
+  method: 'get',
+  path: '/v1/snapshots',
+  summary: 'Every snapshot that is held',
+  responses: { 200: jsonResult('Oldest first', snapshotsView), ...failures },
+});
+
+const get = createRoute({
+  method: 'get',
+  path: '/v1/snapshots/{id}',
+  summary: 'One snapshot',
+  request: { params: idParam },
+  responses: { 200: jsonResult('The snapshot', snapshotView), ...failures },
+});
+
+const destroy = createRoute({
+  method: 'delete',
+  path: '/v1/snapshots/{id}',
+  summary: 'Let a snapshot go',
+  request: { params: idParam },
+  responses: { 204: { description: 'Done' }, ...failures },
+});
+
+export function addSnapshotRoutes(app: OpenAPIHono, { daemon }: ApiContext): void {
+  app.openapi(create, async (c) => c.json(await daemon.createSnapshot(c.req.valid('json')), 201));
+  app.openapi(list, async (c) => c.json({ snapshots: await daemon.snapshots() }, 200));
+  app.openapi(get, async (c) => c.json(await daemon.snapshot(c.req.valid('param').id), 200));
+  app.openapi(destroy, async (c) => {
+    await daemon.destroySnapshot(c.req.valid('param').id);
+    return c.body(null, 204);
+  });
+}

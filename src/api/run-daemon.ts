@@ -1,0 +1,66 @@
+/** The daemon as a process: starts it and its API, and ends both in order on SIGINT or SIGTERM. */
+
+import { Daemon } from '../daemon/daemon.ts';
+import { openLog } from '../daemon/log.ts';
+import type { LogLevel } from '../daemon/log.ts';
+import { daemonPaths } from '../daemon/paths.ts';
+import type { DriverName } from '../io/open.ts';
+import type { SocketAddress } from '../io/reactor.ts';
+import type { BlksnapError } from '../util/errors.ts';
+import { VERSION } from '../util/version.ts';
+import { serveApi } from './server.ts';
+
+export interface DaemonProcessOptions {
+  /** Where its sockets and state go; undefined for the place by convention. */
+  readonly dir: string | undefined;
+  /** Null: a unix socket in the directory. */
+  readonly nbd: SocketAddress | null;
+  /** Null: the best that works. */
+  readonly driver: DriverName | null;
+  /** Attached at the start, unless they are. */
+  readonly disks: readonly string[];
+  readonly logLevel: LogLevel;
+  readonly json: boolean;
+}
+
+/** Resolves with null when the daemon ended in order, or with why it could not go on.
+ *  Rejects when it cannot start. */
+export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapError | null> {
+  const log = openLog(options.logLevel, !options.json && process.stderr.isTTY);
+  let end: (cause: BlksnapError | null) => void = () => {};
+  const ended = new Promise<BlksnapError | null>((resolve) => (end = resolve));
+  const signals = ['SIGINT', 'SIGTERM'] as const;
+  const onSignal = (signal: string): void => {
+    log.info({ signal }, 'ending');
+    end(null);
+  };
+  for (const signal of signals) process.once(signal, onSignal);
+
+  const paths = daemonPaths(options.dir);
+  const { nbd, driver } = options;
+  const daemon = await Daemon.start({ paths, nbd, driver, log, onFatal: end });
+  try {
+    await attachMissing(daemon, options.disks);
+    const api = await serveApi(paths.apiSocket, daemon, log);
+    const { nbdUri, driver: used, driverReason } = await daemon.status();
+    log.info({ version: VERSION, api: paths.apiSocket, nbd: nbdUri, driver: used, ...(driverReason === '' ? {} : { driverReason }) }, 'ready');
+    const cause = await ended;
+    if (cause !== null) log.fatal({ error: cause.message }, 'cannot go on');
+    await api.close();
+    return cause;
+  } finally {
+    for (const signal of signals) process.off(signal, onSignal);
+    await daemon.stop();
+    log.info('ended');
+  }
+}
+
+async function attachMissing(daemon: Daemon, disks: readonly string[]): Promise<void> {
+  for (const path of disks) {
+    try {
+      await daemon.attach({ path });
+    } catch (cause) {
+      if ((cause as BlksnapError).code !== 'EALREADY') throw cause;
+    }
+  }
+}

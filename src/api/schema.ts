@@ -1,0 +1,177 @@
+/** The API's shapes: what validates requests is what the OpenAPI document is made from. What the
+ *  daemon hands out (daemon/views.ts) is checked against these by the compiler. */
+
+import { z } from '@hono/zod-openapi';
+import type { CbtView, DiskView, EventView, FailureView, ImageView, SnapshotView, StatusView } from '../daemon/views.ts';
+import { ERRNO } from '../util/errors.ts';
+import type { ErrorCode } from '../util/errors.ts';
+
+const TIB = 2 ** 40;
+/** Longest wait for events; a client asks again. */
+export const MAX_WAIT_MS = 60_000;
+/** Ranges that one request may mark. */
+const MAX_RANGES = 65_536;
+
+const errorCode = z.enum(Object.keys(ERRNO) as [ErrorCode, ...ErrorCode[]]);
+const bytes = z.int().nonnegative();
+const text = z.string().min(1).max(4096);
+
+/** Makes the compiler see to it that a schema says what the daemon's view says. */
+function shape<View>() {
+  return <Schema extends z.ZodType<View>>(schema: Schema): Schema => schema;
+}
+
+const failure = shape<FailureView>()(z.object({ code: errorCode, message: z.string() }).openapi('Failure'));
+
+export const errorBody = z.object({ error: failure }).openapi('Error');
+
+export const statusView = shape<StatusView>()(
+  z
+    .object({
+      version: z.string(),
+      pid: z.int(),
+      startedAt: z.iso.datetime(),
+      runDirectory: z.string(),
+      stateDirectory: z.string(),
+      driver: z.string().openapi({ description: 'The I/O driver in use' }),
+      driverReason: z.string().openapi({ description: 'Why it is not io_uring; empty when it is' }),
+      nbdUri: z.string(),
+      disks: z.int(),
+      failedDisks: z.int(),
+      snapshots: z.int(),
+    })
+    .openapi('Status'),
+);
+
+export const cbtView = shape<CbtView>()(
+  z
+    .object({
+      size: bytes,
+      blockSize: bytes.openapi({ description: 'Bytes of one tracking block' }),
+      blockCount: z.int(),
+      generationId: z.string().openapi({ description: 'Changes whenever the history of changes is lost' }),
+      changeNumber: z.int().openapi({ description: 'The number that changes are marked with now' }),
+      reason: z.string().openapi({ description: 'Why this history began; empty when it goes on from before' }),
+    })
+    .openapi('ChangeTracking'),
+);
+
+export const diskView = shape<DiskView>()(
+  z
+    .object({
+      name: z.string(),
+      kind: z.enum(['disk', 'mount']),
+      path: z.string(),
+      point: z.string().nullable(),
+      state: z.enum(['attached', 'failed']),
+      failure: failure.nullable(),
+      uri: z.string(),
+      size: bytes,
+      logicalBlockSize: z.int(),
+      physicalBlockSize: z.int(),
+      readOnly: z.boolean(),
+      direct: z.boolean(),
+      filters: z.array(z.string()),
+      inFlight: z.int(),
+      cbt: cbtView.nullable(),
+    })
+    .openapi('Disk'),
+);
+
+const imageView = shape<ImageView>()(
+  z
+    .object({
+      disk: z.string(),
+      uri: z.string(),
+      exportName: z.string(),
+      size: bytes,
+      generationId: z.string(),
+      changeNumber: z.int().openapi({ description: "The snapshot's own number in that history" }),
+      error: errorCode.nullable().openapi({ description: 'Why the image is lost' }),
+    })
+    .openapi('Image'),
+);
+
+export const snapshotView = shape<SnapshotView>()(
+  z
+    .object({
+      id: z.uuid(),
+      createdAt: z.iso.datetime(),
+      heldMs: z.number().openapi({ description: 'How long writes were held at the take' }),
+      storagePath: z.string(),
+      usedBytes: bytes,
+      limitBytes: bytes.nullable(),
+      images: z.array(imageView),
+    })
+    .openapi('Snapshot'),
+);
+
+export const eventView = shape<EventView>()(
+  z
+    .object({
+      sequence: z.int(),
+      time: z.iso.datetime(),
+      snapshotId: z.string(),
+      disk: z.string().nullable(),
+      code: z.enum(['lowSpace', 'noSpace', 'corrupted']),
+      error: errorCode.nullable(),
+      usedBytes: bytes,
+      limitBytes: bytes.nullable(),
+    })
+    .openapi('Event'),
+);
+
+export const disksView = z.object({ disks: z.array(diskView) });
+export const snapshotsView = z.object({ snapshots: z.array(snapshotView) });
+export const eventsView = z.object({ events: z.array(eventView) });
+
+// --- requests -----------------------------------------------------------------------------------
+
+export const nameParam = z.object({ name: text.openapi({ param: { name: 'name', in: 'path' } }) });
+export const idParam = z.object({ id: text.openapi({ param: { name: 'id', in: 'path' } }) });
+
+export const attachRequest = z
+  .strictObject({
+    path: text.startsWith('/', 'want an absolute path'),
+    name: text.optional().openapi({ description: "Default: the file's name without its extension" }),
+    readOnly: z.boolean().optional(),
+    direct: z.boolean().optional().openapi({ description: 'Past the page cache' }),
+  })
+  .openapi('AttachRequest');
+
+export const mountRequest = z
+  .strictObject({
+    directory: text.startsWith('/', 'want an absolute path'),
+    disk: text,
+    point: text.optional().openapi({ description: 'Default: the newest' }),
+    name: text.optional().openapi({ description: "Default: the disk's name and -mount" }),
+  })
+  .openapi('MountRequest');
+
+const storage = text.refine((place) => place.startsWith('/') || place === ':memory:', 'want an absolute path or :memory:');
+
+export const snapshotRequest = z
+  .strictObject({
+    disks: z.array(text).min(1, 'name at least one disk').max(1024),
+    storage: storage.optional().openapi({
+      description: 'Where saved chunks go: a directory, a new file, an unused block device, or :memory:',
+    }),
+    limitBytes: z.int().positive().max(8192 * TIB).optional(),
+  })
+  .openapi('SnapshotRequest');
+
+const range = z.strictObject({ offset: bytes, length: z.int().positive() });
+
+export const dirtyRequest = z
+  .strictObject({ ranges: z.array(range).min(1).max(MAX_RANGES) })
+  .openapi('DirtyRequest');
+
+export const mapQuery = z.object({
+  offset: z.coerce.number().int().nonnegative().default(0),
+  length: z.coerce.number().int().positive().optional(),
+});
+
+export const eventsQuery = z.object({
+  after: z.coerce.number().int().nonnegative().default(0).openapi({ description: 'The last sequence number seen' }),
+  timeoutMs: z.coerce.number().int().nonnegative().max(MAX_WAIT_MS).default(0),
+});

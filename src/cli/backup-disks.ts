@@ -1,0 +1,117 @@
+/** The command `backup`: one snapshot of all the disks, a restore point of each, and the snapshot goes,
+ *  however it ends. What is read comes over NBD from the snapshot's images. */
+
+import type { BackupMode } from '../backup/plan.ts';
+import { backUp } from '../backup/backup.ts';
+import type { BackupResult } from '../backup/backup.ts';
+import { openNbdSource } from '../backup/nbd-source.ts';
+import type { Client, SnapshotView } from '../api/client.ts';
+import { NbdClient } from '../nbd/client.ts';
+import { parseNbdUri } from '../nbd/uri.ts';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+import { formatSeconds, formatSize } from '../util/units.ts';
+import { connect } from './command.ts';
+import type { CommonOptions } from './command.ts';
+import { printLine } from './output.ts';
+import { Progress } from './progress.ts';
+import { withReactor } from './with-reactor.ts';
+import type { IoContext } from './with-reactor.ts';
+import { storagePlace } from './commands/snapshots.ts';
+
+export interface BackupOptions extends CommonOptions {
+  readonly to: string;
+  readonly full?: boolean;
+  readonly differential?: boolean;
+  readonly snapshot?: string;
+  readonly storage?: string;
+  readonly limit?: number;
+}
+
+/** Prints a line for each restore point: JSON or words. */
+export async function backUpDisks(names: readonly string[], options: BackupOptions): Promise<void> {
+  const mode = modeOf(options);
+  const client = await connect(options);
+  const identities = new Map<string, string>();
+  for (const name of names) identities.set(name, (await client.disk(name)).path);
+  await withReactor(async (context) => {
+    const snapshot = await takenSnapshot(client, names, options);
+    try {
+      for (const name of names) {
+        const result = await backUpImage(client, { snapshot, name, identity: identities.get(name) ?? null, mode }, { ...context, options });
+        report(name, snapshot, result, options.json ?? false);
+      }
+    } finally {
+      if (options.snapshot === undefined) await client.destroySnapshot(snapshot.id);
+    }
+  });
+}
+
+function modeOf({ full, differential }: BackupOptions): BackupMode {
+  if (full === true && differential === true) {
+    throw new BlksnapError('EINVAL', 'Cannot make a backup both full and differential: give one of --full and --differential');
+  }
+  return full === true ? 'full' : differential === true ? 'differential' : 'auto';
+}
+
+async function takenSnapshot(client: Client, names: readonly string[], options: BackupOptions): Promise<SnapshotView> {
+  if (options.snapshot !== undefined) return await client.snapshot(options.snapshot);
+  const storage = storagePlace(options.storage);
+  return await client.createSnapshot({ disks: [...names], storage, limitBytes: options.limit });
+}
+
+interface Job {
+  readonly snapshot: SnapshotView;
+  readonly name: string;
+  readonly identity: string | null;
+  readonly mode: BackupMode;
+}
+
+async function backUpImage(
+  client: Client,
+  { snapshot, name, identity, mode }: Job,
+  { reactor, pool, signal, options }: IoContext & { readonly options: BackupOptions },
+): Promise<BackupResult> {
+  const image = snapshot.images.find(({ disk }) => disk === name);
+  if (image === undefined) {
+    const disks = snapshot.images.map(({ disk }) => disk).join(', ');
+    throw new BlksnapError('ENOENT', `Snapshot ${snapshot.id} has no image of disk "${name}": it is of ${disks}`);
+  }
+  const { address, exportName } = parseNbdUri(image.uri);
+  const { generationId, changeNumber } = image;
+  const source = await openNbdSource({
+    disk: name,
+    identity,
+    generationId,
+    changeNumber,
+    connect: (contexts) => NbdClient.connect({ reactor, pool, address, exportName, contexts }),
+  });
+  const progress = new Progress(options.json ?? false);
+  progress.start(`backing up ${name}`);
+  try {
+    return await backUp(source, { reactor, pool, signal, directory: options.to, mode, onProgress: progress.update });
+  } catch (cause) {
+    throw await explained(client, snapshot.id, name, toBlksnapError(cause));
+  } finally {
+    progress.end();
+    await source.close();
+  }
+}
+
+/** A read error of an image says little when it is the snapshot that was lost. */
+async function explained(client: Client, id: string, name: string, failure: BlksnapError): Promise<BlksnapError> {
+  if (failure.code === 'ECANCELED') return failure;
+  const now = await client.snapshot(id).catch(() => null);
+  const error = now?.images.find(({ disk }) => disk === name)?.error ?? null;
+  if (error === null) return failure;
+  const why = error === 'ENOSPC' ? 'its storage is full; give it more with --limit, or another place with --storage' : error;
+  return new BlksnapError(error, `${failure.message}. The snapshot's image was lost: ${why}`, { cause: failure });
+}
+
+function report(disk: string, snapshot: SnapshotView, { point, progress }: BackupResult, json: boolean): void {
+  if (json) {
+    process.stdout.write(`${JSON.stringify({ disk, snapshot: snapshot.id, point, progress })}\n`);
+    return;
+  }
+  const work = `read ${formatSize(point.bytesRead)}, stored ${formatSize(point.fileBytes)} in ${formatSeconds(progress.seconds)}`;
+  printLine(`${disk}: ${point.id}, ${point.kind} (${point.reason}): ${work}`);
+}

@@ -1,0 +1,24 @@
+/** version, openapi: what this program and its API are. */
+
+import type { Command } from 'commander';
+import { VERSION } from '../../util/version.ts';
+import { addCommand, connect } from '../command.ts';
+import type { CommonOptions } from '../command.ts';
+import { printJson, printLine } from '../output.ts';
+
+export function addAboutCommands(program: Command): void {
+  addCommand(program, 'version', { summary: 'Print the version', examples: ['version'] }).action(version);
+  addCommand(program, 'openapi', {
+    summary: "Print the OpenAPI document of the daemon's API",
+    examples: ['openapi > blksnap.json'],
+  }).action(openApi);
+}
+
+function version(options: CommonOptions): void {
+  if (options.json) printJson({ version: VERSION, node: process.versions.node });
+  else printLine(VERSION);
+}
+
+async function openApi(options: CommonOptions): Promise<void> {
+  printJson(await (await connect(options)).openApi());
+}

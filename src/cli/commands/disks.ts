@@ -1,0 +1,149 @@
+/** attach, detach, mount, list, status: what the daemon serves. */
+
+import type { Command } from 'commander';
+import type { CbtView, DiskView, StatusView } from '../../api/client.ts';
+import { formatSize } from '../../util/units.ts';
+import { absolute, addCommand, connect } from '../command.ts';
+import type { CommonOptions } from '../command.ts';
+import { formatTime, printFields, printJson, printLine, printTable } from '../output.ts';
+
+interface AttachOptions extends CommonOptions {
+  readonly name?: string;
+  readonly readOnly?: boolean;
+  readonly direct?: boolean;
+}
+
+interface MountOptions extends CommonOptions {
+  readonly disk: string;
+  readonly point?: string;
+  readonly name?: string;
+}
+
+export function addDiskCommands(program: Command): void {
+  addCommand(program, 'attach <path>', {
+    summary: 'Serve a file or block device over NBD and track its changes',
+    more: "Prints the NBD URI. The daemon attaches it again at every start, and keeps the history of its changes.",
+    examples: ['attach /srv/vm.img', 'attach /dev/vdb --name data'],
+  })
+    .option('--name <name>', "the disk's name (default: the file's, without extension)")
+    .option('--read-only', 'refuse writes')
+    .option('--direct', 'past the page cache (O_DIRECT)')
+    .action(attach);
+
+  addCommand(program, 'detach <name>', {
+    summary: 'End serving a disk or a mount',
+    more: 'A disk loses its change history: the next backup of it will be full.',
+    examples: ['detach vm'],
+  })
+    .alias('unmount')
+    .action(detach);
+
+  addCommand(program, 'mount <directory>', {
+    summary: 'Serve a restore point as a writable disk, at once',
+    more: 'Nothing is copied, and the backup stays as it is: what is written to the disk goes when it is detached or the daemon ends.',
+    examples: ['mount /backup --disk vm', 'mount /backup --disk vm --point 20261121T001843Z-7f3a'],
+  })
+    .requiredOption('--disk <name>', 'the disk that was backed up')
+    .option('--point <id>', 'the restore point (default: the newest)')
+    .option('--name <name>', 'the name to serve it by (default: the disk\'s and "-mount")')
+    .action(mount);
+
+  addCommand(program, 'list', { summary: 'List the disks and mounts', examples: ['list', 'list --json'] }).action(list);
+  addCommand(program, 'status', { summary: 'Tell what the daemon is and does', examples: ['status'] }).action(status);
+  addCommand(program, 'cbt <name>', {
+    summary: "Tell where the history of a disk's changes stands",
+    examples: ['cbt vm'],
+  }).action(cbt);
+}
+
+async function attach(path: string, options: AttachOptions): Promise<void> {
+  const { name, readOnly, direct } = options;
+  const client = await connect(options);
+  const disk = await client.attach({ path: absolute(path), name, readOnly, direct });
+  if (options.json) printJson(disk);
+  else printLine(disk.uri);
+}
+
+async function detach(name: string, options: CommonOptions): Promise<void> {
+  await (await connect(options)).detach(name);
+  if (options.json) printJson({ detached: name });
+}
+
+async function mount(directory: string, options: MountOptions): Promise<void> {
+  const { disk, point, name } = options;
+  const mounted = await (await connect(options)).mount({ directory: absolute(directory), disk, point, name });
+  if (options.json) printJson(mounted);
+  else printLine(mounted.uri);
+}
+
+async function list(options: CommonOptions): Promise<void> {
+  const disks = await (await connect(options)).disks();
+  if (options.json) printJson({ disks });
+  else if (disks.length === 0) printLine('No disks. Attach one with `blksnap attach PATH`.');
+  else printDisks(disks);
+}
+
+function printDisks(disks: readonly DiskView[]): void {
+  printTable<DiskView>(
+    [
+      { heading: 'NAME', value: ({ name }) => name },
+      { heading: 'SIZE', value: ({ state, size }) => (state === 'failed' ? '-' : formatSize(size)), right: true },
+      { heading: 'STATE', value: stateOf },
+      { heading: 'PATH', value: ({ path, point }) => (point === null ? path : `${path} (${point})`) },
+      { heading: 'URI', value: ({ uri }) => uri },
+    ],
+    disks,
+  );
+  for (const { name, failure } of disks) if (failure !== null) printLine(`${name}: ${failure.message}`);
+}
+
+function stateOf({ state, kind, readOnly }: DiskView): string {
+  if (state === 'failed') return state;
+  return [kind === 'mount' ? 'mounted' : 'attached', ...(readOnly ? ['read-only'] : [])].join(', ');
+}
+
+async function status(options: CommonOptions): Promise<void> {
+  const client = await connect(options);
+  const state = await client.status();
+  if (options.json) {
+    printJson(state);
+    return;
+  }
+  printFields(statusFields(state));
+  if (state.failedDisks === 0) return;
+  for (const { name, failure } of await client.disks()) if (failure !== null) printLine(`${name}: ${failure.message}`);
+}
+
+function statusFields(state: StatusView): Array<[string, string]> {
+  const failed = state.failedDisks === 0 ? '' : ` (${state.failedDisks} failed)`;
+  const driver = state.driverReason === '' ? state.driver : `${state.driver} (${state.driverReason})`;
+  return [
+    ['blksnap', state.version],
+    ['process', `${state.pid}, since ${formatTime(state.startedAt)}`],
+    ['sockets in', state.runDirectory],
+    ['state in', state.stateDirectory],
+    ['NBD', state.nbdUri],
+    ['I/O driver', driver],
+    ['disks', `${state.disks}${failed}`],
+    ['snapshots', String(state.snapshots)],
+  ];
+}
+
+async function cbt(name: string, options: CommonOptions): Promise<void> {
+  const client = await connect(options);
+  const info: CbtView = await client.cbt(name);
+  if (options.json) {
+    printJson(info);
+    return;
+  }
+  const map = await client.cbtMap(name);
+  const marked = map.reduce((sum, number) => (number === 0 ? sum : sum + 1), 0);
+  printFields([
+    ['size', formatSize(info.size)],
+    ['tracking block', formatSize(info.blockSize)],
+    ['blocks', `${info.blockCount}, changed ${marked}`],
+    ['generation', info.generationId],
+    ['change number', String(info.changeNumber)],
+    ['began because', info.reason === '' ? 'goes on from before' : info.reason],
+  ]);
+}

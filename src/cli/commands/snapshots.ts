@@ -1,0 +1,155 @@
+/** snapshot create, list, show, events, destroy. */
+
+import type { Command } from 'commander';
+import type { Client, EventView, SnapshotView } from '../../api/client.ts';
+import { formatSeconds, formatSize, parseSize } from '../../util/units.ts';
+import { absolute, addCommand, connect } from '../command.ts';
+import type { CommonOptions } from '../command.ts';
+import { onInterrupt } from '../interrupt.ts';
+import { formatTime, printFields, printJson, printLine, printTable } from '../output.ts';
+
+interface CreateOptions extends CommonOptions {
+  readonly storage?: string;
+  readonly limit?: number;
+}
+
+interface EventOptions extends CommonOptions {
+  readonly follow?: boolean;
+}
+
+const MEMORY = ':memory:';
+
+export function addSnapshotCommands(program: Command): void {
+  const snapshot = program
+    .command('snapshot')
+    .summary('Take, list, show, watch and destroy snapshots')
+    .description('Snapshots show disks as they were at one instant. They last until they are destroyed or the daemon ends.');
+
+  addCommand(snapshot, 'create <name...>', {
+    summary: 'Freeze disks at one instant',
+    more: 'Prints the id and the NBD URI of the image of each disk. Images are writable; their writes go with them.',
+    examples: ['snapshot create vm', 'snapshot create system data --storage /var/tmp --limit 10G'],
+  })
+    .option('--storage <place>', 'where overwritten data goes: a directory, a new file, a block device, or :memory:')
+    .option('--limit <size>', 'most that may be kept there', (text: string) => parseSize(text))
+    .action(create);
+
+  addCommand(snapshot, 'list', { summary: 'List the snapshots that are held', examples: ['snapshot list'] }).action(list);
+  addCommand(snapshot, 'show <id>', { summary: 'Show one snapshot', examples: ['snapshot show 0b5f…'] }).action(show);
+  addCommand(snapshot, 'events <id>', {
+    summary: 'Tell what happened to a snapshot',
+    examples: ['snapshot events 0b5f…', 'snapshot events 0b5f… --follow --json'],
+  })
+    .option('-f, --follow', 'go on until the snapshot is destroyed')
+    .action(events);
+  addCommand(snapshot, 'destroy <id>', { summary: 'Let a snapshot go', examples: ['snapshot destroy 0b5f…'] }).action(destroy);
+}
+
+/** The place as the daemon must be told it. */
+export function storagePlace(given: string | undefined): string | undefined {
+  return given === undefined || given === MEMORY ? given : absolute(given);
+}
+
+/** The only snapshot whose id begins so, as `0b5f` for `0b5f8c6e-…`; else what was given. */
+async function fullId(client: Client, given: string): Promise<string> {
+  const fitting = (await client.snapshots()).filter(({ id }) => id.startsWith(given));
+  return fitting.length === 1 ? fitting[0]!.id : given;
+}
+
+async function create(names: string[], options: CreateOptions): Promise<void> {
+  const client = await connect(options);
+  const storage = storagePlace(options.storage);
+  const snapshot = await client.createSnapshot({ disks: names, storage, limitBytes: options.limit });
+  if (options.json) {
+    printJson(snapshot);
+    return;
+  }
+  printLine(snapshot.id);
+  for (const { uri } of snapshot.images) printLine(uri);
+}
+
+async function list(options: CommonOptions): Promise<void> {
+  const snapshots = await (await connect(options)).snapshots();
+  if (options.json) {
+    printJson({ snapshots });
+  } else if (snapshots.length === 0) {
+    printLine('No snapshots. Take one with `blksnap snapshot create NAME`.');
+  } else {
+    printTable<SnapshotView>(
+      [
+        { heading: 'ID', value: ({ id }) => id },
+        { heading: 'TAKEN', value: ({ createdAt }) => formatTime(createdAt) },
+        { heading: 'KEPT', value: ({ usedBytes }) => formatSize(usedBytes), right: true },
+        { heading: 'LIMIT', value: ({ limitBytes }) => (limitBytes === null ? '-' : formatSize(limitBytes)), right: true },
+        { heading: 'DISKS', value: ({ images }) => images.map(({ disk, error }) => (error === null ? disk : `${disk} (${error})`)).join(', ') },
+      ],
+      snapshots,
+    );
+  }
+}
+
+async function show(given: string, options: CommonOptions): Promise<void> {
+  const client = await connect(options);
+  const snapshot = await client.snapshot(await fullId(client, given));
+  if (options.json) {
+    printJson(snapshot);
+    return;
+  }
+  printFields([
+    ['id', snapshot.id],
+    ['taken', `${formatTime(snapshot.createdAt)}, writes held for ${formatSeconds(snapshot.heldMs / 1000)}`],
+    ['storage', snapshot.storagePath],
+    ['kept', formatSize(snapshot.usedBytes)],
+    ['limit', snapshot.limitBytes === null ? 'none' : formatSize(snapshot.limitBytes)],
+  ]);
+  for (const image of snapshot.images) {
+    printLine('');
+    printFields([
+      ['disk', image.disk],
+      ['image', image.uri],
+      ['size', formatSize(image.size)],
+      ['generation', image.generationId],
+      ['change number', String(image.changeNumber)],
+      ['state', image.error === null ? 'good' : `lost (${image.error})`],
+    ]);
+  }
+}
+
+async function events(given: string, options: EventOptions): Promise<void> {
+  const client = await connect(options);
+  const id = await fullId(client, given);
+  if (options.follow !== true) {
+    const found = await client.events(id);
+    if (options.json) printJson({ events: found });
+    else for (const event of found) printLine(describeEvent(event));
+    return;
+  }
+  const interrupt = onInterrupt();
+  try {
+    for await (const event of client.follow(id, { signal: interrupt.signal })) {
+      printLine(options.json ? JSON.stringify(event) : describeEvent(event));
+    }
+  } finally {
+    interrupt.release();
+  }
+}
+
+function describeEvent(event: EventView): string {
+  const time = formatTime(event.time);
+  const limit = event.limitBytes === null ? '' : ` of ${formatSize(event.limitBytes)}`;
+  switch (event.code) {
+    case 'lowSpace':
+      return `${time}  low space: ${formatSize(event.usedBytes)}${limit} used`;
+    case 'noSpace':
+      return `${time}  no space: ${formatSize(event.usedBytes)}${limit} used`;
+    case 'corrupted':
+      return `${time}  image of disk "${event.disk ?? ''}" lost: ${event.error ?? 'unknown'}`;
+  }
+}
+
+async function destroy(given: string, options: CommonOptions): Promise<void> {
+  const client = await connect(options);
+  const id = await fullId(client, given);
+  await client.destroySnapshot(id);
+  if (options.json) printJson({ destroyed: id });
+}

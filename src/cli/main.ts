@@ -1,0 +1,56 @@
+/** The command `blksnap`: reads the command line, runs one command, turns its failure into words and
+ *  an exit code. What a command needs is loaded when it runs, so that help and mistakes are quick. */
+
+import { Command, CommanderError } from 'commander';
+import { toBlksnapError } from '../util/errors.ts';
+import { VERSION } from '../util/version.ts';
+import { addBackupCommands } from './commands/backups.ts';
+import { addDaemonCommand } from './commands/daemon.ts';
+import { addDiskCommands } from './commands/disks.ts';
+import { addServeCommand } from './commands/serve.ts';
+import { addSnapshotCommands } from './commands/snapshots.ts';
+import { EXIT_CODES_HELP, EXIT_OK, EXIT_USAGE, exitCodeOf } from './exit-codes.ts';
+import { addAboutCommands } from './commands/about.ts';
+import { printError } from './output.ts';
+
+function buildProgram(json: boolean): Command {
+  const program = new Command('blksnap')
+    .description('Snapshots, changed-block tracking and incremental backup of live block devices.')
+    .version(VERSION, '-V, --version', 'print the version')
+    .helpOption('-h, --help', 'print help')
+    .helpCommand('help [command]', 'print help for a command')
+    .enablePositionalOptions()
+    .exitOverride()
+    .configureOutput({ outputError: (text) => printError(new Error(usageWords(text)), json) })
+    .addHelpText('after', `\nExample:\n  $ blksnap daemon &\n  $ blksnap attach disk.img\n  $ blksnap backup disk --to /backup\n\n${EXIT_CODES_HELP}`);
+  addDaemonCommand(program);
+  addDiskCommands(program);
+  addSnapshotCommands(program);
+  addBackupCommands(program);
+  addServeCommand(program);
+  addAboutCommands(program);
+  return program;
+}
+
+/** Commander's complaint without its prefix, on one line. */
+function usageWords(text: string): string {
+  return text.replace(/^error: /, '').trim().replace(/\n+/g, ' ');
+}
+
+async function main(args: readonly string[]): Promise<number> {
+  const json = args.includes('--json');
+  try {
+    await buildProgram(json).parseAsync(args, { from: 'user' });
+    return EXIT_OK;
+  } catch (cause) {
+    // Commander has printed what it had to say; help and version are no failures.
+    if (cause instanceof CommanderError) return cause.exitCode === 0 ? EXIT_OK : EXIT_USAGE;
+    printError(cause, json);
+    return exitCodeOf(toBlksnapError(cause).code);
+  }
+}
+
+// Whoever reads us may stop, as `head` does.
+process.stdout.on('error', (cause: NodeJS.ErrnoException) => process.exit(cause.code === 'EPIPE' ? EXIT_OK : 1));
+
+process.exitCode = await main(process.argv.slice(2));

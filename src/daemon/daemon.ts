@@ -1,0 +1,412 @@
+/** The daemon, control side: which disks are served, what is remembered of them, and every
+ *  operation on them that a person may ask for. The API hands its requests to this class.
+ *
+ *  What runs side by side: operations on one disk follow one another; the take of a snapshot counts
+ *  as an operation on each of its disks; everything else is free. Does no block I/O itself. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import type { ByteRange } from '../backup/ranges.ts';
+import type { SnapshotEvent } from '../blksnap/events.ts';
+import type { DriverName } from '../io/open.ts';
+import type { SocketAddress } from '../io/reactor.ts';
+import { isLocal } from '../nbd/address.ts';
+import { formatNbdUri } from '../nbd/uri.ts';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+import { VERSION } from '../util/version.ts';
+import { EventLog } from './event-log.ts';
+import type { Waiting } from './event-log.ts';
+import type { DiskInfo, SnapshotInfo } from './io-protocol.ts';
+import { IoThread } from './io-thread-client.ts';
+import { lockDirectory } from './lock.ts';
+import type { DirectoryLock } from './lock.ts';
+import type { Log } from './log.ts';
+import type { DaemonPaths } from './paths.ts';
+import { Serial } from './serial.ts';
+import { DISK_NAME, loadState, saveState } from './state.ts';
+import type { DiskState } from './state.ts';
+import type { DiskView, EventView, ImageView, SnapshotView, StatusView } from './views.ts';
+
+export interface DaemonOptions {
+  readonly paths: DaemonPaths;
+  /** Null: the unix socket in the run directory. */
+  readonly nbd: SocketAddress | null;
+  /** Null: the best that works. */
+  readonly driver: DriverName | null;
+  readonly log: Log;
+  /** Called when the daemon cannot go on. */
+  readonly onFatal: (cause: BlksnapError) => void;
+}
+
+export interface AttachRequest {
+  readonly path: string;
+  /** Default: the file's name without its extension. */
+  readonly name?: string | undefined;
+  readonly readOnly?: boolean | undefined;
+  readonly direct?: boolean | undefined;
+}
+
+export interface MountRequest {
+  readonly directory: string;
+  readonly disk: string;
+  /** Default: the newest. */
+  readonly point?: string | undefined;
+  /** Default: the disk's name and `-mount`. */
+  readonly name?: string | undefined;
+}
+
+export interface SnapshotRequest {
+  readonly disks: readonly string[];
+  /** Default: an unnamed file in the state directory. */
+  readonly storage?: string | undefined;
+  readonly limitBytes?: number | undefined;
+}
+
+/** A disk that is to be served, and why it is not, where it is not. */
+type Entry =
+  | { readonly kind: 'disk'; readonly state: DiskState; failure: BlksnapError | null }
+  | { readonly kind: 'mount'; readonly directory: string; readonly point: string };
+
+export class Daemon {
+  readonly #options: DaemonOptions;
+  readonly #lock: DirectoryLock;
+  readonly #io: IoThread;
+  readonly #events: EventLog;
+  readonly #startedAt = new Date();
+  /** Where NBD clients connect. */
+  #nbdAddress: SocketAddress;
+  readonly #entries = new Map<string, Entry>();
+  readonly #serial = new Serial();
+  #stopping: Promise<void> | null = null;
+
+  /** Locks the directory, starts the I/O thread and attaches the disks that are remembered. One that
+   *  cannot be attached is reported by `disks`, and keeps nothing else from starting.
+   *  Errors: EBUSY when another daemon has the directory; EBADMSG for a broken state file. */
+  static async start(options: DaemonOptions): Promise<Daemon> {
+    const { paths, log } = options;
+    for (const directory of [paths.run, paths.state, paths.cbt]) makePrivate(directory);
+    const lock = lockDirectory(paths.lockFile);
+    let daemon: Daemon | null = null;
+    try {
+      const remembered = loadState(paths.stateFile);
+      const events = new EventLog();
+      const io = await IoThread.start(
+        { driver: options.driver, arenaBytes: null },
+        { event: (event) => hear(events, log, event), died: (cause) => options.onFatal(cause) },
+      );
+      daemon = new Daemon(options, lock, io, events);
+      for (const state of remembered) await daemon.#restore(state);
+      // Last, so that a client that comes back finds its disk.
+      await daemon.#listen();
+      return daemon;
+    } catch (cause) {
+      if (daemon === null) lock.release();
+      else await daemon.stop();
+      throw cause;
+    }
+  }
+
+  private constructor(options: DaemonOptions, lock: DirectoryLock, io: IoThread, events: EventLog) {
+    this.#options = options;
+    this.#lock = lock;
+    this.#io = io;
+    this.#events = events;
+    this.#nbdAddress = options.nbd ?? { kind: 'unix', path: options.paths.nbdSocket };
+  }
+
+  async #listen(): Promise<void> {
+    const address = this.#nbdAddress;
+    // Whoever made this socket is gone: we hold the lock.
+    if (address.kind === 'unix') fs.rmSync(address.path, { force: true });
+    this.#nbdAddress = await this.#io.call('listen', { address });
+    if (!isLocal(address)) this.#options.log.warn('anyone who reaches the NBD address can read and write the disks');
+  }
+
+  /** Ends I/O in flight, closes the disks, gives the directory back. Snapshots end with the daemon. Safe to call twice. */
+  stop(): Promise<void> {
+    this.#stopping ??= this.#stop();
+    return this.#stopping;
+  }
+
+  async #stop(): Promise<void> {
+    try {
+      await this.#io.stop();
+    } finally {
+      this.#lock.release();
+    }
+  }
+
+  async status(): Promise<StatusView> {
+    const { paths } = this.#options;
+    const entries = [...this.#entries.values()];
+    return {
+      version: VERSION,
+      pid: process.pid,
+      startedAt: this.#startedAt.toISOString(),
+      runDirectory: paths.run,
+      stateDirectory: paths.state,
+      driver: this.#io.ready.driver,
+      driverReason: this.#io.ready.driverReason,
+      nbdUri: this.#uri(''),
+      disks: entries.length,
+      failedDisks: entries.filter((entry) => entry.kind === 'disk' && entry.failure !== null).length,
+      snapshots: this.#events.size,
+    };
+  }
+
+  // --- disks ----------------------------------------------------------------------------------
+
+  /** Every disk, by name. */
+  async disks(): Promise<DiskView[]> {
+    const infos = new Map((await this.#io.call('disks', {})).map((info) => [info.name, info]));
+    const views = [...this.#entries].map(([name, entry]) => this.#view(name, entry, infos.get(name)));
+    return views.sort((a, b) => (a.name < b.name ? -1 : 1));
+  }
+
+  /** Errors: ENOENT. */
+  async disk(name: string): Promise<DiskView> {
+    this.#entry(name);
+    const view = (await this.disks()).find((candidate) => candidate.name === name);
+    if (view === undefined) throw this.#noDisk(name);
+    return view;
+  }
+
+  /** Serves a file or device under a name. Errors: ENOENT, EISDIR, …: what the path fails with; EALREADY
+   *  when it is served; EEXIST when the name is taken; EBUSY when somebody else uses it. */
+  async attach(request: AttachRequest): Promise<DiskView> {
+    const real = realPath(request.path);
+    const name = request.name ?? defaultName(real);
+    checkName(name, 'give one with --name');
+    const state = { name, path: real, readOnly: request.readOnly ?? false, direct: request.direct ?? false };
+    return await this.#serial.run([`disk ${name}`, `path ${real}`], async () => {
+      this.#checkFree(name, real);
+      const info = await this.#open(state);
+      const entry: Entry = { kind: 'disk', state, failure: null };
+      this.#entries.set(name, entry);
+      try {
+        this.#save();
+      } catch (cause) {
+        this.#entries.delete(name);
+        await this.#io.call('detach', { name });
+        throw cause;
+      }
+      this.#options.log.info({ disk: name, path: real }, 'attached');
+      return this.#view(name, entry, info);
+    });
+  }
+
+  /** Serves a restore point as a writable disk. What is written to it goes when it is detached or the daemon ends. */
+  async mount(request: MountRequest): Promise<DiskView> {
+    const directory = realPath(request.directory);
+    const name = request.name ?? `${request.disk}-mount`;
+    checkName(name, 'give another');
+    return await this.#serial.run([`disk ${name}`], async () => {
+      this.#checkFree(name, null);
+      const info = await this.#io.call('mount', { name, directory, disk: request.disk, point: request.point ?? null, overlayDirectory: this.#options.paths.state });
+      const entry: Entry = { kind: 'mount', directory, point: info.point };
+      this.#entries.set(name, entry);
+      this.#options.log.info({ disk: name, directory, point: info.point }, 'mounted');
+      return this.#view(name, entry, info);
+    });
+  }
+
+  /** Ends serving a disk and forgets its change history. Errors: ENOENT; EBUSY while a snapshot of it is held. */
+  async detach(name: string): Promise<void> {
+    await this.#serial.run([`disk ${name}`], async () => {
+      const entry = this.#entry(name);
+      const served = entry.kind === 'mount' || entry.failure === null;
+      if (served) await this.#io.call('detach', { name });
+      this.#entries.delete(name);
+      if (entry.kind === 'disk') {
+        this.#save();
+        fs.rmSync(this.#cbtPath(name), { force: true });
+      }
+      this.#options.log.info({ disk: name }, 'detached');
+    });
+  }
+
+  // --- change tracking ------------------------------------------------------------------------
+
+  /** Bytes of the change map: one per tracking block. Errors: ENOENT; ENODEV for a failed disk; EINVAL. */
+  async cbtMap(name: string, range: ByteRange): Promise<Uint8Array> {
+    this.#entry(name);
+    return await this.#io.call('cbtMap', { name, ...range });
+  }
+
+  async markDirty(name: string, ranges: readonly ByteRange[]): Promise<void> {
+    this.#entry(name);
+    await this.#io.call('cbtMarkDirty', { name, ranges });
+  }
+
+  // --- snapshots ------------------------------------------------------------------------------
+
+  /** Freezes all the disks at one instant. Errors: EINVAL for no disk or the same twice; ENOENT; what the storage fails with. */
+  async createSnapshot(request: SnapshotRequest): Promise<SnapshotView> {
+    const { disks } = request;
+    if (disks.length === 0) throw new BlksnapError('EINVAL', 'Cannot take a snapshot of no disk: name at least one');
+    const twice = disks.find((name, index) => disks.indexOf(name) !== index);
+    if (twice !== undefined) throw new BlksnapError('EINVAL', `Cannot take a snapshot of disk "${twice}" twice: name it once`);
+    for (const name of disks) this.#entry(name);
+    const storagePath = request.storage ?? this.#options.paths.state;
+    return await this.#serial.run(disks.map((name) => `disk ${name}`), async () => {
+      const limitBytes = request.limitBytes ?? null;
+      const info = await this.#io.call('createSnapshot', { disks, storagePath, limitBytes });
+      this.#events.open(info.id);
+      this.#options.log.info({ snapshot: info.id, disks, heldMs: info.heldMs }, 'snapshot taken');
+      return this.#snapshotView(info);
+    });
+  }
+
+  /** Every held snapshot, oldest first. */
+  async snapshots(): Promise<SnapshotView[]> {
+    const infos = await this.#io.call('snapshots', {});
+    return infos.map((info) => this.#snapshotView(info)).sort((a, b) => (a.createdAt < b.createdAt ? -1 : 1));
+  }
+
+  /** Errors: ESRCH. */
+  async snapshot(id: string): Promise<SnapshotView> {
+    const view = (await this.snapshots()).find((candidate) => candidate.id === id);
+    if (view === undefined) throw noSnapshot(id);
+    return view;
+  }
+
+  async destroySnapshot(id: string): Promise<void> {
+    const { images } = await this.snapshot(id);
+    await this.#serial.run(images.map(({ disk }) => `disk ${disk}`), async () => {
+      await this.#io.call('destroySnapshot', { id });
+      this.#events.close(id);
+      this.#options.log.info({ snapshot: id }, 'snapshot destroyed');
+    });
+  }
+
+  /** As EventLog.wait. */
+  async waitEvents(id: string, waiting: Waiting): Promise<EventView[]> {
+    return await this.#events.wait(id, waiting);
+  }
+
+  // --- inside ---------------------------------------------------------------------------------
+
+  async #restore(state: DiskState): Promise<void> {
+    const entry: Entry = { kind: 'disk', state, failure: null };
+    this.#entries.set(state.name, entry);
+    try {
+      const { cbt } = await this.#open(state);
+      this.#options.log.info({ disk: state.name, path: state.path, history: cbt.reason || 'goes on' }, 'attached again');
+    } catch (cause) {
+      entry.failure = toBlksnapError(cause);
+      this.#options.log.error({ disk: state.name, path: state.path, error: entry.failure.message }, 'cannot be attached again');
+    }
+  }
+
+  #open(state: DiskState): Promise<DiskInfo> {
+    return this.#io.call('attach', { ...state, cbtPath: this.#cbtPath(state.name) });
+  }
+
+  #cbtPath(name: string): string {
+    return path.join(this.#options.paths.cbt, `${name}.map`);
+  }
+
+  #save(): void {
+    const states = [...this.#entries.values()].flatMap((entry) => (entry.kind === 'disk' ? [entry.state] : []));
+    saveState(this.#options.paths.stateFile, states);
+  }
+
+  /** A failed disk is free for another try at the same path. */
+  #checkFree(name: string, real: string | null): void {
+    for (const [other, entry] of this.#entries) {
+      if (entry.kind !== 'disk' || entry.failure !== null || entry.state.path !== real) continue;
+      throw new BlksnapError('EALREADY', `Cannot attach "${real}": it is attached already, as "${other}"`);
+    }
+    const entry = this.#entries.get(name);
+    if (entry === undefined) return;
+    if (entry.kind === 'disk' && entry.failure !== null && entry.state.path === real) return;
+    const holder = entry.kind === 'disk' ? `"${entry.state.path}"` : 'a mount';
+    throw new BlksnapError('EEXIST', `Cannot use name "${name}": ${holder} has it; give another with --name`);
+  }
+
+  #entry(name: string): Entry {
+    const entry = this.#entries.get(name);
+    if (entry === undefined) throw this.#noDisk(name);
+    return entry;
+  }
+
+  #noDisk(name: string): BlksnapError {
+    const known = [...this.#entries.keys()].sort().join(', ');
+    return new BlksnapError('ENOENT', `No disk "${name}": ${known === '' ? 'none is attached; attach one with `blksnap attach PATH`' : `there are ${known}`}`);
+  }
+
+  #uri(exportName: string): string {
+    return formatNbdUri({ address: this.#nbdAddress, exportName });
+  }
+
+  #view(name: string, entry: Entry, info: DiskInfo | undefined): DiskView {
+    const failure = entry.kind === 'disk' ? entry.failure : null;
+    return {
+      name,
+      kind: entry.kind,
+      path: entry.kind === 'disk' ? entry.state.path : entry.directory,
+      point: entry.kind === 'mount' ? entry.point : null,
+      state: failure === null ? 'attached' : 'failed',
+      failure: failure === null ? null : { code: failure.code, message: failure.message },
+      uri: this.#uri(name),
+      size: info?.size ?? 0,
+      logicalBlockSize: info?.logicalBlockSize ?? 0,
+      physicalBlockSize: info?.physicalBlockSize ?? 0,
+      readOnly: info?.readOnly ?? (entry.kind === 'disk' && entry.state.readOnly),
+      direct: entry.kind === 'disk' && entry.state.direct,
+      filters: [...(info?.filters ?? [])],
+      inFlight: info?.inFlight ?? 0,
+      cbt: info?.cbt ?? null,
+    };
+  }
+
+  #snapshotView(info: SnapshotInfo): SnapshotView {
+    const images = info.images.map((image): ImageView => ({ ...image, uri: this.#uri(image.exportName) }));
+    return { ...info, createdAt: new Date(info.createdAt).toISOString(), images };
+  }
+}
+
+function hear(events: EventLog, log: Log, event: SnapshotEvent): void {
+  const { time, limitBytes, ...rest } = event;
+  log.warn({ snapshot: event.snapshotId, disk: event.disk, error: event.error }, event.code);
+  events.push({ ...rest, time: new Date(time).toISOString(), limitBytes: finite(limitBytes) });
+}
+
+function finite(bytes: number): number | null {
+  return Number.isFinite(bytes) ? bytes : null;
+}
+
+function noSnapshot(id: string): BlksnapError {
+  return new BlksnapError('ESRCH', `No snapshot "${id}": \`blksnap snapshot list\` shows those that are held`);
+}
+
+function makePrivate(directory: string): void {
+  try {
+    fs.mkdirSync(directory, { recursive: true, mode: 0o700 });
+  } catch (cause) {
+    throw toBlksnapError(cause, 'Cannot make the daemon\'s directory');
+  }
+}
+
+/** Two names of one file must not become two disks. */
+function realPath(given: string): string {
+  try {
+    return fs.realpathSync(given);
+  } catch (cause) {
+    const { code } = toBlksnapError(cause);
+    if (code === 'ENOENT') throw new BlksnapError('ENOENT', `Cannot open "${given}": there is no such file or directory`);
+    throw toBlksnapError(cause, `Cannot open "${given}"`);
+  }
+}
+
+function defaultName(real: string): string {
+  return path.parse(real).name;
+}
+
+function checkName(name: string, next: string): void {
+  if (DISK_NAME.test(name)) return;
+  throw new BlksnapError(
+    'EINVAL',
+    `Cannot use "${name}" as a disk's name: want letters, digits, ".", "_" and "-", a letter or digit first, at most 128; ${next}`,
+  );
+}

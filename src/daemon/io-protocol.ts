@@ -1,0 +1,138 @@
+/** What the control thread and an I/O thread say to each other. Types alone.
+ *
+ *  control -> I/O: `Call`, and 8 bytes to the reactor's wake descriptor. I/O -> control: `Report`.
+ *  Everything passed is plain data (structured clone). */
+
+import type { ByteRange } from '../backup/ranges.ts';
+import type { SnapshotEvent } from '../blksnap/events.ts';
+import type { DriverName } from '../io/open.ts';
+import type { SocketAddress } from '../io/reactor.ts';
+import type { ErrorCode } from '../util/errors.ts';
+
+export interface IoThreadOptions {
+  /** Forces a driver; null takes the best that works. */
+  readonly driver: DriverName | null;
+  readonly arenaBytes: number | null;
+}
+
+/** What the I/O thread found when it started. */
+export interface IoThreadReady {
+  readonly driver: string;
+  /** Why the driver is not `uring`, where it is not. */
+  readonly driverReason: string;
+  /** The descriptor that wakes the reactor, or -1. */
+  readonly wakeFd: number;
+}
+
+export interface OpenOptions {
+  readonly path: string;
+  readonly readOnly: boolean;
+  readonly direct: boolean;
+}
+
+export interface CbtInfo {
+  /** Bytes of the disk and of one tracking block. */
+  readonly size: number;
+  readonly blockSize: number;
+  readonly blockCount: number;
+  readonly generationId: string;
+  /** The number that changes are marked with now. */
+  readonly changeNumber: number;
+  /** Why the generation began; '' when history went on from before. */
+  readonly reason: string;
+}
+
+/** A served disk, as the I/O thread sees it. */
+export interface DiskInfo {
+  readonly name: string;
+  readonly size: number;
+  readonly logicalBlockSize: number;
+  readonly physicalBlockSize: number;
+  readonly readOnly: boolean;
+  /** The filters on it, highest first. */
+  readonly filters: readonly string[];
+  readonly inFlight: number;
+  readonly cbt: CbtInfo;
+}
+
+export interface ImageInfo {
+  /** The origin's name. */
+  readonly disk: string;
+  /** The image's NBD export. */
+  readonly exportName: string;
+  readonly size: number;
+  readonly generationId: string;
+  /** The snapshot's own number in that history. */
+  readonly changeNumber: number;
+  /** Null, or why the image is lost. */
+  readonly error: ErrorCode | null;
+}
+
+export interface SnapshotInfo {
+  readonly id: string;
+  /** Milliseconds since 1970. */
+  readonly createdAt: number;
+  /** How long writes were held at the take, ms. */
+  readonly heldMs: number;
+  /** Where saved chunks are kept. */
+  readonly storagePath: string;
+  readonly usedBytes: number;
+  /** Null: no limit but the place itself. */
+  readonly limitBytes: number | null;
+  readonly images: readonly ImageInfo[];
+}
+
+/** Every call: its argument and its result. */
+export interface IoCalls {
+  /** Takes NBD connections. The result has the port that the system chose for port 0. */
+  listen: { args: { readonly address: SocketAddress }; result: SocketAddress };
+  /** Opens a file or device and serves it. With `cbtPath` its changes are tracked, in that file. */
+  attach: { args: OpenOptions & { readonly name: string; readonly cbtPath: string | null }; result: DiskInfo };
+  /** Serves a restore point as a writable disk; what is written goes with it. */
+  mount: {
+    args: {
+      readonly name: string;
+      readonly directory: string;
+      readonly disk: string;
+      readonly point: string | null;
+      /** Where what is written is kept, in an unnamed file. */
+      readonly overlayDirectory: string;
+    };
+    result: DiskInfo & { readonly point: string };
+  };
+  detach: { args: { readonly name: string }; result: void };
+  disks: { args: Record<never, never>; result: DiskInfo[] };
+  cbtMap: { args: { readonly name: string; readonly offset: number; readonly length: number }; result: Uint8Array };
+  cbtMarkDirty: { args: { readonly name: string; readonly ranges: readonly ByteRange[] }; result: void };
+  createSnapshot: {
+    args: { readonly disks: readonly string[]; readonly storagePath: string; readonly limitBytes: number | null };
+    result: SnapshotInfo;
+  };
+  snapshots: { args: Record<never, never>; result: SnapshotInfo[] };
+  destroySnapshot: { args: { readonly id: string }; result: void };
+  /** Takes no more connections, ends those there are, closes every disk. */
+  stop: { args: Record<never, never>; result: void };
+}
+
+export type IoCallName = keyof IoCalls;
+
+/** The calls as the I/O thread implements them. */
+export type IoHandlers = { [Name in IoCallName]: (args: IoCalls[Name]['args']) => Promise<IoCalls[Name]['result']> };
+
+export interface Call {
+  readonly id: number;
+  readonly name: IoCallName;
+  readonly args: unknown;
+}
+
+export type Report =
+  | { readonly kind: 'ready'; readonly ready: IoThreadReady }
+  | { readonly kind: 'failed'; readonly error: ErrorReport }
+  | { readonly kind: 'result'; readonly id: number; readonly result: unknown }
+  | { readonly kind: 'error'; readonly id: number; readonly error: ErrorReport }
+  | { readonly kind: 'event'; readonly event: SnapshotEvent };
+
+export interface ErrorReport {
+  readonly code: ErrorCode;
+  readonly message: string;
+}

@@ -1,0 +1,265 @@
+/** What an I/O thread does for the control thread: disks, their trackers, snapshots, and the NBD
+ *  server that serves them. Runs on the reactor's thread; every handler is a slow path.
+ *
+ *  The control thread sees to it that operations on one disk follow one another. */
+
+import crypto from 'node:crypto';
+import fs from 'node:fs';
+import path from 'node:path';
+import { openPoint } from '../backup/open-point.ts';
+import type { SnapshotEvent } from '../blksnap/events.ts';
+import type { Snapshot } from '../blksnap/snapshot.ts';
+import { SnapshotSet } from '../blksnap/snapshot-set.ts';
+import { Tracker } from '../blksnap/tracker.ts';
+import { BioPool } from '../block/bio.ts';
+import { Disk } from '../block/disk.ts';
+import type { BlockDevice } from '../block/device.ts';
+import { openFileDevice } from '../block/file-device.ts';
+import { openDevice } from '../block/open.ts';
+import { OverlayDevice } from '../block/overlay-device.ts';
+import { Arena, NO_MEMORY } from '../io/arena.ts';
+import type { Reactor } from '../io/reactor.ts';
+import type { NbdExport } from '../nbd/export.ts';
+import { NbdServer } from '../nbd/server.ts';
+import { assert } from '../util/assert.ts';
+import { BlksnapError, codeOfErrno, toBlksnapError } from '../util/errors.ts';
+import { MIB } from '../util/units.ts';
+import { imageContexts } from './image-contexts.ts';
+import type { CbtInfo, DiskInfo, IoCalls, IoHandlers, SnapshotInfo } from './io-protocol.ts';
+
+/** How much of the arena is set aside for copy-on-write. */
+const COPY_MEMORY_BYTES = 16 * MIB;
+
+/** A disk, and what must be closed after it. */
+interface Served {
+  readonly disk: Disk;
+  readonly tracker: Tracker;
+  readonly closeBase: () => Promise<void>;
+}
+
+export class IoService {
+  readonly #reactor: Reactor;
+  readonly #pool = new BioPool();
+  readonly #copyMemory: Arena;
+  readonly #copyMemoryAt: number;
+  readonly #served = new Map<string, Served>();
+  readonly #exports = new Map<string, NbdExport>();
+  readonly #snapshots: SnapshotSet;
+  readonly #limits = new Map<string, number | null>();
+  readonly #server: NbdServer;
+
+  constructor(reactor: Reactor, onEvent: (event: SnapshotEvent) => void) {
+    const { arena } = reactor;
+    this.#reactor = reactor;
+    this.#copyMemoryAt = arena.allocate(COPY_MEMORY_BYTES);
+    assert(this.#copyMemoryAt !== NO_MEMORY, 'the arena has room for copy-on-write');
+    const part = { at: this.#copyMemoryAt, length: COPY_MEMORY_BYTES };
+    this.#copyMemory = new Arena(arena.bytes.buffer, arena.address, part);
+    this.#snapshots = new SnapshotSet({ reactor, pool: this.#pool, onEvent });
+    const table = {
+      find: (name: string) => this.#exports.get(name),
+      list: () => this.#exports.values(),
+    };
+    this.#server = new NbdServer({ reactor, pool: this.#pool, exports: table });
+  }
+
+  readonly handlers: IoHandlers = {
+    listen: async ({ address }) => (await this.#server.listen(address)).address,
+    attach: (args) => this.#attach(args),
+    mount: (args) => this.#mount(args),
+    detach: ({ name }) => this.#detach(name),
+    disks: async () => [...this.#served.values()].map(diskInfo),
+    cbtMap: async ({ name, offset, length }) => this.#cbtMap(name, offset, length),
+    cbtMarkDirty: async ({ name, ranges }) => this.#tracker(name).markDirty(ranges),
+    createSnapshot: (args) => this.#createSnapshot(args),
+    snapshots: async () => this.#snapshots.list().map((snapshot) => this.#snapshotInfo(snapshot)),
+    destroySnapshot: ({ id }) => this.#destroySnapshot(id),
+    stop: () => this.#stop(),
+  };
+
+  // --- disks ----------------------------------------------------------------------------------
+
+  async #attach(args: IoCalls['attach']['args']): Promise<DiskInfo> {
+    const { path: file, readOnly, direct } = args;
+    const device = await openDevice(file, { reactor: this.#reactor, readOnly, direct });
+    return await this.#serve(args.name, device, {
+      cbtPath: args.cbtPath,
+      originPath: file,
+      description: file,
+      closeBase: async () => {},
+    });
+  }
+
+  async #mount(args: IoCalls['mount']['args']): Promise<DiskInfo & { point: string }> {
+    const { directory, disk, point } = args;
+    const context = { reactor: this.#reactor, pool: this.#pool };
+    const opened = await openPoint({ directory, disk, point: point ?? undefined }, context);
+    const closeBase = (): Promise<void> => opened.device.close();
+    try {
+      const storage = openUnnamed(args.overlayDirectory, opened.device.size, this.#reactor);
+      const parts = { base: opened.device, storage, pool: this.#pool, arena: this.#reactor.arena };
+      const device = new OverlayDevice(args.name, parts);
+      const description = `restore point ${opened.point.id} of disk ${disk}`;
+      const info = await this.#serve(args.name, device, { cbtPath: null, originPath: null, description, closeBase });
+      return { ...info, point: opened.point.id };
+    } catch (cause) {
+      await closeBase();
+      throw cause;
+    }
+  }
+
+  /** Puts a tracker on the device and exports it. Closes it when that fails. */
+  async #serve(
+    name: string,
+    device: BlockDevice,
+    options: {
+      readonly cbtPath: string | null;
+      readonly originPath: string | null;
+      readonly description: string;
+      readonly closeBase: () => Promise<void>;
+    },
+  ): Promise<DiskInfo> {
+    assert(!this.#served.has(name), 'the control thread gives each name once');
+    const disk = new Disk(name, device);
+    try {
+      const { cbtPath, originPath } = options;
+      const memory = { reactor: this.#reactor, pool: this.#pool, copyMemory: this.#copyMemory };
+      const tracker = new Tracker({ ...memory, mapPath: cbtPath, originPath });
+      await disk.attachFilter(tracker);
+      const served = { disk, tracker, closeBase: options.closeBase };
+      this.#served.set(name, served);
+      this.#exports.set(name, { name, description: options.description, device: disk, contexts: () => [] });
+      return diskInfo(served);
+    } catch (cause) {
+      await disk.close();
+      throw cause;
+    }
+  }
+
+  async #detach(name: string): Promise<void> {
+    const served = this.#get(name);
+    const held = this.#snapshots.list().filter((snapshot) => snapshot.image(name) !== undefined);
+    if (held.length > 0) {
+      const ids = held.map(({ id }) => id).join(', ');
+      throw new BlksnapError('EBUSY', `Cannot detach disk "${name}": snapshot ${ids} is held; destroy it first`);
+    }
+    await this.#drop(name);
+    this.#served.delete(name);
+    await served.disk.close();
+    await served.closeBase();
+  }
+
+  /** Ends an export and the connections that use it. */
+  async #drop(exportName: string): Promise<void> {
+    const served = this.#exports.get(exportName);
+    if (served === undefined) return;
+    this.#exports.delete(exportName);
+    await this.#server.dropExport(served);
+  }
+
+  #get(name: string): Served {
+    const served = this.#served.get(name);
+    if (served === undefined) throw new BlksnapError('ENODEV', `Disk "${name}" is not served; \`blksnap status\` tells why`);
+    return served;
+  }
+
+  // --- change tracking ------------------------------------------------------------------------
+
+  #tracker(name: string): Tracker {
+    return this.#get(name).tracker;
+  }
+
+  /** While a snapshot is held, the map as of the newest take. */
+  #cbtMap(name: string, offset: number, length: number): Uint8Array {
+    const tracker = this.#tracker(name);
+    const map = tracker.cow.areas.findLast((area) => area.alive)?.frozenMap ?? tracker.cbt.map;
+    if (offset > map.length) {
+      throw new BlksnapError('EINVAL', `Cannot read the change map at ${offset}: it has ${map.length} bytes`);
+    }
+    return map.slice(offset, offset + length);
+  }
+
+  // --- snapshots ------------------------------------------------------------------------------
+
+  async #createSnapshot(args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
+    const trackers = args.disks.map((name) => this.#tracker(name));
+    const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
+    const snapshot = await this.#snapshots.create(trackers, storage);
+    this.#limits.set(snapshot.id, args.limitBytes);
+    for (const image of snapshot.images) {
+      this.#exports.set(image.name, {
+        name: image.name,
+        description: `disk ${image.origin} as of ${new Date(snapshot.createdAt).toISOString()}`,
+        device: image,
+        contexts: (query) => imageContexts(image, query),
+      });
+    }
+    return this.#snapshotInfo(snapshot);
+  }
+
+  async #destroySnapshot(id: string): Promise<void> {
+    for (const image of this.#snapshots.get(id).images) await this.#drop(image.name);
+    await this.#snapshots.destroy(id);
+    this.#limits.delete(id);
+  }
+
+  #snapshotInfo(snapshot: Snapshot): SnapshotInfo {
+    const { id, createdAt, heldMs, storage } = snapshot;
+    const images = snapshot.images.map((image) => ({
+      disk: image.origin,
+      exportName: image.name,
+      size: image.size,
+      generationId: image.generationId,
+      changeNumber: image.changeNumber,
+      error: image.corrupted === 0 ? null : codeOfErrno(image.corrupted),
+    }));
+    const { path: storagePath, usedBytes } = storage;
+    return { id, createdAt, heldMs, storagePath, usedBytes, limitBytes: this.#limits.get(id) ?? null, images };
+  }
+
+  // --- end ------------------------------------------------------------------------------------
+
+  async #stop(): Promise<void> {
+    await this.#server.close();
+    this.#exports.clear();
+    await this.#snapshots.close();
+    for (const { disk, closeBase } of this.#served.values()) {
+      await disk.close();
+      await closeBase();
+    }
+    this.#served.clear();
+    this.#reactor.arena.release(this.#copyMemoryAt);
+  }
+}
+
+function diskInfo({ disk, tracker }: Served): DiskInfo {
+  return {
+    name: disk.name,
+    size: disk.size,
+    logicalBlockSize: disk.logicalBlockSize,
+    physicalBlockSize: disk.physicalBlockSize,
+    readOnly: disk.readOnly,
+    filters: disk.filters.map(({ name }) => name),
+    inFlight: disk.inFlight,
+    cbt: cbtInfo(tracker),
+  };
+}
+
+function cbtInfo({ cbt }: Tracker): CbtInfo {
+  const { deviceSize: size, blockSize, blockCount, generationId, changeNumber, reason } = cbt;
+  return { size, blockSize, blockCount, generationId, changeNumber, reason };
+}
+
+/** A sparse file that goes when it is closed. */
+function openUnnamed(directory: string, size: number, reactor: Reactor): BlockDevice {
+  const file = path.join(directory, `.overlay-${crypto.randomUUID()}`);
+  try {
+    fs.closeSync(fs.openSync(file, 'wx', 0o600));
+    fs.truncateSync(file, size);
+    return openFileDevice(file, { reactor });
+  } catch (cause) {
+    throw toBlksnapError(cause, `Cannot keep a mount's writes in "${directory}"`);
+  } finally {
+    fs.rmSync(file, { force: true });
+  }
+}

@@ -1,0 +1,92 @@
+/** What the daemon tells of itself: the shapes that the API hands out. Plain data; sizes and offsets are bytes. */
+
+import type { ErrorCode } from '../util/errors.ts';
+
+export interface StatusView {
+  version: string;
+  pid: number;
+  startedAt: string;
+  /** Directories of sockets and of state. */
+  runDirectory: string;
+  stateDirectory: string;
+  /** The reactor's driver, and why it is not `uring` where it is not. */
+  driver: string;
+  driverReason: string;
+  /** Where NBD clients connect, without an export name. */
+  nbdUri: string;
+  disks: number;
+  failedDisks: number;
+  snapshots: number;
+}
+
+export interface FailureView {
+  code: ErrorCode;
+  message: string;
+}
+
+export interface CbtView {
+  size: number;
+  blockSize: number;
+  blockCount: number;
+  generationId: string;
+  changeNumber: number;
+  reason: string;
+}
+
+export interface DiskView {
+  name: string;
+  /** `disk`: a file or device, attached again at every start. `mount`: a restore point, until the daemon ends. */
+  kind: 'disk' | 'mount';
+  path: string;
+  /** The restore point of a mount; null for a disk. */
+  point: string | null;
+  state: 'attached' | 'failed';
+  /** Why a disk is not served though it should be. */
+  failure: FailureView | null;
+  uri: string;
+  /** 0 while failed. */
+  size: number;
+  logicalBlockSize: number;
+  physicalBlockSize: number;
+  readOnly: boolean;
+  direct: boolean;
+  filters: string[];
+  inFlight: number;
+  /** Null while failed. */
+  cbt: CbtView | null;
+}
+
+export interface ImageView {
+  disk: string;
+  uri: string;
+  exportName: string;
+  size: number;
+  generationId: string;
+  changeNumber: number;
+  /** Null, or why the image is lost. */
+  error: ErrorCode | null;
+}
+
+export interface SnapshotView {
+  id: string;
+  createdAt: string;
+  /** How long writes were held at the take. */
+  heldMs: number;
+  storagePath: string;
+  usedBytes: number;
+  /** Null: no limit but the place itself. */
+  limitBytes: number | null;
+  images: ImageView[];
+}
+
+export interface EventView {
+  /** Counts up from 1 within a snapshot. */
+  sequence: number;
+  time: string;
+  snapshotId: string;
+  disk: string | null;
+  code: 'lowSpace' | 'noSpace' | 'corrupted';
+  error: ErrorCode | null;
+  usedBytes: number;
+  limitBytes: number | null;
+}
