@@ -24,7 +24,7 @@ export interface DeviceUnderTest {
   finish(): Promise<void>;
 }
 
-export function deviceContract(open: () => Promise<DeviceUnderTest>): void {
+function deviceContract(open: () => Promise<DeviceUnderTest>): void {
   let test: DeviceUnderTest;
   let device: BlockDevice;
   let block: number;
