@@ -83,7 +83,7 @@ async function backUpImage(
     identity,
     generationId,
     changeNumber,
-    connect: (contexts) => NbdClient.connect({ reactor, pool, address, exportName, contexts }),
+    connect: (contexts) => NbdClient.connect({ reactor, address, exportName, contexts }),
   });
   const progress = new Progress(options.json ?? false);
   progress.start(`backing up ${name}`);

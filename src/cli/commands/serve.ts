@@ -1,5 +1,6 @@
 /** serve: one disk over NBD, in this process: no daemon, no tracking, no snapshots. */
 
+import fs from 'node:fs';
 import { Option } from 'commander';
 import type { Command } from 'commander';
 import type { BlockDevice } from '../../block/device.ts';
@@ -79,6 +80,17 @@ async function serve(path: string, options: ServeOptions): Promise<void> {
     await device?.close();
     await reactor.close();
     interrupt.release();
+    if (place.kind === 'stdio') refillStdio();
+  }
+}
+
+/** The connection's end closed the standard descriptors, and libraries still use them at exit. */
+function refillStdio(): void {
+  for (;;) {
+    const fd = fs.openSync('/dev/null', 'r+');
+    if (fd <= 2) continue;
+    fs.closeSync(fd);
+    return;
   }
 }
 
