@@ -111,8 +111,7 @@ export class ClusterPacker {
 
   #countReferences(host: number, length: number): void {
     const clusterSize = 2 ** this.#clusterBits;
-    // Whole sectors count, as readers take them.
-    const last = Math.floor((host + length - 1) / 512) * 512 + 511;
+    const last = host + length - 1;
     for (let n = Math.floor(host / clusterSize); n <= Math.floor(last / clusterSize); n++) {
       this.refcounts.set(n, (this.refcounts.get(n) ?? 0) + 1);
     }

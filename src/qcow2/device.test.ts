@@ -72,6 +72,16 @@ test("reads, tells its own extents and the chain's, and refuses to be changed", 
   await device.close();
 });
 
+test('compressed clusters at the same place of two files are not mixed up', async () => {
+  const options = { clusterBits: 16, size: 131_072, compression: 'zlib' } as const;
+  const [lower, upper] = [Buffer.alloc(131_072, 'lower '), Buffer.alloc(131_072, 'upper ')];
+  await bench.writeImage(bench.path('twin-a.qcow2'), options, lower, ['text', 'text']);
+  const backing = { name: 'twin-a.qcow2', format: 'qcow2' } as const;
+  await bench.writeImage(bench.path('twin-b.qcow2'), { ...options, backing }, upper, ['nothing', 'text']);
+  const read = await bench.readImage(bench.path('twin-b.qcow2'), 4096);
+  expect(read.equals(Buffer.concat([lower.subarray(0, 65_536), upper.subarray(65_536)]))).toBe(true);
+});
+
 describe('damage is an error where it is, and nowhere else', () => {
   const EIO = ERRNO.EIO;
   const damages: Record<string, [change: (file: Buffer, l1: number, l2: number) => void, want: number[]]> = {
@@ -87,7 +97,7 @@ describe('damage is an error where it is, and nowhere else', () => {
     'compressed data that is none': [spoilCompressed, [0, 0, EIO, 0, EIO, 0, 0]],
   };
   for (const [what, [change, want]] of Object.entries(damages)) {
-    test(`${what}`, async () => {
+    test(`found: ${what}`, async () => {
       const file = await image('damaged.qcow2', change);
       expect(await statuses(file)).toEqual(want);
     });

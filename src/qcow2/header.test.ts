@@ -58,7 +58,7 @@ test('an L1 table may be longer than the disk needs', () => {
   expect(decode(image((view) => view.setUint32(36, 100)))).toMatchObject({ l1Entries: 2 });
 });
 
-describe('refuses', () => {
+describe('malformed headers', () => {
   const feature = (bit: number) => (view: DataView) => view.setBigUint64(72, 1n << BigInt(bit));
   const extension = (type: number, length: number) => (view: DataView) => {
     view.setUint32(112, type);
@@ -150,7 +150,7 @@ describe('refuses', () => {
     ],
   ];
   for (const [what, change, code, words] of malformed) {
-    test(`${what}`, () => {
+    test(`refuses ${what}`, () => {
       expect(() => decode(image(change))).toThrow(
         expect.objectContaining({ code, message: expect.stringMatching(words) }),
       );

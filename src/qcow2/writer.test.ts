@@ -1,7 +1,9 @@
 import fs from 'node:fs';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import type { Reactor } from '../io/reactor.ts';
+import { RangeChecksums } from '../util/checksum.ts';
 import { ERRNO } from '../util/errors.ts';
+import { Prng } from '../util/prng.ts';
 import { Bench } from '../../test/qcow2-images.ts';
 import { Qcow2Writer } from './writer.ts';
 import type { Qcow2WriterOptions } from './writer.ts';
@@ -106,6 +108,43 @@ test.each(['none', 'zlib'] as const)(
     expect(openDescriptors()).toBe(before);
   },
 );
+
+test.each(['none', 'zlib'] as const)(
+  'checksums are those of every range of the finished file (%s)',
+  async (compression) => {
+    const clusters = 200;
+    const writer = await create({ compression, size: (clusters + 1) * CLUSTER });
+    const random = new Prng(clusters);
+    const bytes = bench.reactor.arena.bytes.subarray(at, at + CLUSTER);
+    const piece = Uint8Array.from({ length: CLUSTER }, () => random.u32());
+    for (let cluster = 0; cluster < clusters; cluster++) {
+      if (cluster % 5 === 0) bytes.fill(cluster);
+      else bytes.set(piece);
+      await writer.write(cluster * CLUSTER, at, CLUSTER);
+    }
+    const { checksums, fileBytes } = await writer.finish();
+    const sums = new RangeChecksums(checksums.rangeBytes);
+    sums.update(fs.readFileSync(file));
+    expect(fileBytes).toBeGreaterThan(2 * checksums.rangeBytes);
+    expect(checksums.checksums).toEqual(sums.finish());
+    bytes.fill(0x42);
+  },
+);
+
+test('a short last cluster in the middle of the file counts as padded', async () => {
+  const size = 100 * CLUSTER + 512;
+  const writer = await create({ size });
+  for (const range of [0, 1]) {
+    for (let i = 0; i < 12; i++) await writer.write((range * 48 + i * 4) * CLUSTER, at, 4 * CLUSTER);
+    if (range === 0) continue;
+    await writer.write(100 * CLUSTER, at, 512);
+    await writer.write(96 * CLUSTER, at, 4 * CLUSTER);
+  }
+  const { checksums } = await writer.finish();
+  const sums = new RangeChecksums(checksums.rangeBytes);
+  sums.update(fs.readFileSync(file));
+  expect(checksums.checksums).toEqual(sums.finish());
+});
 
 test('finish waits for no one', async () => {
   const writer = await create();

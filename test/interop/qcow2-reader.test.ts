@@ -66,7 +66,7 @@ describe('every kind of image that qemu-img creates', () => {
     'subclusters of clusters of 16 KiB': 'extended_l2=on,cluster_size=16k',
   };
   for (const [name, options] of Object.entries(kinds)) {
-    test(`${name}`, async (context) => {
+    test(`${name}, read byte for byte`, async (context) => {
       needsQemu(context);
       const file = bench.path(`${name.replaceAll(' ', '-')}.qcow2`);
       const size = 6 * 2 ** 20 + 512 * 5;

@@ -124,12 +124,10 @@ test('a disk of 8 PiB takes a file of a few clusters', async (context) => {
   await writer.finish();
   assertSound(file);
   const device = await openQcow2(file, bench);
-  let hole = 0;
-  while (hole < size - 131_072) {
-    const [first] = await device.extents(hole, size - hole);
-    expect(first).toMatchObject({ hole: true, zero: true });
-    hole += first!.length;
-  }
-  expect(await device.extents(hole, size - hole)).toEqual([{ length: 131_072, hole: false, zero: false }]);
+  expect(await device.extents(0, 2 ** 40)).toEqual([{ length: 2 ** 40, hole: true, zero: true }]);
+  expect(await device.extents(size - 2 ** 20, 2 ** 20)).toEqual([
+    { length: 2 ** 20 - 131_072, hole: true, zero: true },
+    { length: 131_072, hole: false, zero: false },
+  ]);
   await device.close();
 });
