@@ -72,11 +72,11 @@ const TOOK = 0;
 const NEEDS_BYTES = 1;
 const MUST_WAIT = 2;
 
-export class Connection implements RequestHost, OutboxHost, MemoryWaiter {
+export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaiter {
   readonly served: NbdExport;
   readonly #host: ConnectionHost;
   readonly #stream: Stream;
-  readonly #outbox: Outbox;
+  readonly #outbox: Outbox<Request>;
   readonly #contexts: readonly SelectedContext[];
   readonly #rules: CommandRules;
   readonly #extended: boolean;
@@ -396,7 +396,7 @@ export class Connection implements RequestHost, OutboxHost, MemoryWaiter {
     if (request.pending > 0) return;
     if (request.error !== NBD_OK) this.#releasePieces(request);
     if (this.#state === 'dead') {
-      this.replyLeft(request);
+      this.messageLeft(request);
       this.#settle();
       return;
     }
@@ -426,7 +426,7 @@ export class Connection implements RequestHost, OutboxHost, MemoryWaiter {
 
   // --- the end of requests, and of the connection ---------------------------------------------
 
-  replyLeft(request: Request): void {
+  messageLeft(request: Request): void {
     this.#releasePieces(request);
     this.#charged -= request.charged;
     request.next = this.#free;

@@ -1,34 +1,61 @@
-/** The replies of one connection on their way out: all that are ready leave in one send.
+/** Messages of one connection on their way out (a server's replies, a client's requests): all that
+ *  are ready leave in one send.
  *
  *  Hot path. The send is started in a microtask: those run when the completions of a turn are
- *  through, and also when a reply comes from outside of a turn (a thawed disk, say). While a send
- *  is under way, replies gather for the next. */
+ *  through, and also when a message comes from outside of a turn (a thawed disk, say). While a
+ *  send is under way, messages gather for the next. */
 
 import type { Completion, Reactor, Stream } from '../io/reactor.ts';
-import { RequestQueue } from './request.ts';
-import type { Request } from './request.ts';
 
-export interface OutboxHost {
-  /** The reply's memory is free again: sent, or given up. */
-  replyLeft(request: Request): void;
+/** A message: a header in a slot of its own, then pieces of arena memory. */
+export class Outgoing {
+  readonly headerAt: number;
+  headerLength = 0;
+  readonly pieceAt: number[] = [];
+  readonly pieceLength: number[] = [];
+  pieces = 0;
+  /** Segments (header first) that were given to the stream. */
+  queued = 0;
+  /** Link of a queue or a free list. */
+  next: this | null = null;
+
+  constructor(headerAt: number) {
+    this.headerAt = headerAt;
+  }
+
+  clear(): void {
+    this.headerLength = 0;
+    this.pieces = 0;
+    this.queued = 0;
+    this.next = null;
+  }
+
+  addPiece(at: number, length: number): void {
+    this.pieceAt[this.pieces] = at;
+    this.pieceLength[this.pieces] = length;
+    this.pieces++;
+  }
+}
+
+export interface OutboxHost<Message extends Outgoing> {
+  /** The message's memory is free again: sent, or given up. */
+  messageLeft(message: Message): void;
   /** A send has ended: 0, or -errno. */
   sendEnded(result: number): void;
 }
 
-const resolved = Promise.resolve();
-
-export class Outbox implements Completion {
+export class Outbox<Message extends Outgoing> implements Completion {
   readonly #reactor: Reactor;
   readonly #stream: Stream;
-  readonly #host: OutboxHost;
-  readonly #ready = new RequestQueue();
-  readonly #sent = new RequestQueue();
+  readonly #host: OutboxHost<Message>;
+  readonly #ready = new OutgoingQueue<Message>();
+  readonly #sent = new OutgoingQueue<Message>();
   #flushing = false;
   /** When the send under way began; Infinity when there is none. */
   sendingSinceMs = Infinity;
   readonly #flush = (): void => this.#send();
 
-  constructor(reactor: Reactor, stream: Stream, host: OutboxHost) {
+  constructor(reactor: Reactor, stream: Stream, host: OutboxHost<Message>) {
     this.#reactor = reactor;
     this.#stream = stream;
     this.#host = host;
@@ -38,15 +65,14 @@ export class Outbox implements Completion {
     return this.sendingSinceMs !== Infinity;
   }
 
-  /** Takes a request whose reply is complete: its header, then its pieces. */
-  push(request: Request): void {
-    this.#ready.push(request);
+  push(message: Message): void {
+    this.#ready.push(message);
     this.#sendSoon();
   }
 
   /** Gives up what is not being sent. Only when no send is under way. */
   clear(): void {
-    for (let request = this.#ready.shift(); request !== null; request = this.#ready.shift()) this.#host.replyLeft(request);
+    for (let message = this.#ready.shift(); message !== null; message = this.#ready.shift()) this.#host.messageLeft(message);
   }
 
   #sendSoon(): void {
@@ -58,22 +84,22 @@ export class Outbox implements Completion {
   #send(): void {
     this.#flushing = false;
     if (this.sending || this.#ready.head === null) return;
-    for (let request: Request | null = this.#ready.head; request !== null && this.#queue(request); request = this.#ready.head) {
+    for (let message: Message | null = this.#ready.head; message !== null && this.#queue(message); message = this.#ready.head) {
       this.#sent.push(this.#ready.shift()!);
     }
     this.sendingSinceMs = this.#reactor.now();
     this.#stream.send(this);
   }
 
-  /** Gives the reply to the stream; false when the send is full before the reply's end. */
-  #queue(request: Request): boolean {
-    if (request.queued === 0) {
-      if (request.headerLength > 0 && !this.#stream.queue(request.headerAt, request.headerLength)) return false;
-      request.queued = 1;
+  /** Gives the message to the stream; false when the send is full before its end. */
+  #queue(message: Message): boolean {
+    if (message.queued === 0) {
+      if (message.headerLength > 0 && !this.#stream.queue(message.headerAt, message.headerLength)) return false;
+      message.queued = 1;
     }
-    for (; request.queued <= request.pieces; request.queued++) {
-      const piece = request.queued - 1;
-      if (!this.#stream.queue(request.pieceAt[piece]!, request.pieceLength[piece]!)) return false;
+    for (; message.queued <= message.pieces; message.queued++) {
+      const piece = message.queued - 1;
+      if (!this.#stream.queue(message.pieceAt[piece]!, message.pieceLength[piece]!)) return false;
     }
     return true;
   }
@@ -81,8 +107,32 @@ export class Outbox implements Completion {
   /** The send has ended. */
   complete(result: number): void {
     this.sendingSinceMs = Infinity;
-    for (let request = this.#sent.shift(); request !== null; request = this.#sent.shift()) this.#host.replyLeft(request);
+    for (let message = this.#sent.shift(); message !== null; message = this.#sent.shift()) this.#host.messageLeft(message);
     if (result >= 0 && this.#ready.head !== null) this.#sendSoon();
     this.#host.sendEnded(Math.min(result, 0));
+  }
+}
+
+const resolved = Promise.resolve();
+
+/** First in, first out; linked through the messages. */
+class OutgoingQueue<Message extends Outgoing> {
+  head: Message | null = null;
+  #tail: Message | null = null;
+
+  push(message: Message): void {
+    message.next = null;
+    if (this.#tail === null) this.head = message;
+    else this.#tail.next = message;
+    this.#tail = message;
+  }
+
+  shift(): Message | null {
+    const message = this.head;
+    if (message === null) return null;
+    this.head = message.next;
+    if (this.head === null) this.#tail = null;
+    message.next = null;
+    return message;
   }
 }

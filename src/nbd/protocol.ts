@@ -34,6 +34,7 @@ const REP_ERROR = 2 ** 31;
 export const REP_ERR_UNSUP = REP_ERROR + 1;
 export const REP_ERR_POLICY = REP_ERROR + 2;
 export const REP_ERR_INVALID = REP_ERROR + 3;
+export const REP_ERR_TLS_REQD = REP_ERROR + 5;
 export const REP_ERR_UNKNOWN = REP_ERROR + 6;
 export const REP_ERR_SHUTDOWN = REP_ERROR + 7;
 export const REP_ERR_TOO_BIG = REP_ERROR + 9;

@@ -1,9 +1,9 @@
 /** One request of a client, from its header to the end of its reply's send.
  *
- *  Hot path: objects are pooled per connection, each with its own slot of arena memory for the
- *  reply's header. The cookie stays two 32-bit numbers. */
+ *  Hot path: objects are pooled per connection. The cookie stays two 32-bit numbers. */
 
 import type { Bio, BioOwner } from '../block/bio.ts';
+import { Outgoing } from './outbox.ts';
 import {
   CMD_READ,
   EXTENDED_HEADER_SIZE,
@@ -26,12 +26,8 @@ export interface RequestHost {
   bioEnded(request: Request, bio: Bio): void;
 }
 
-export class Request implements BioOwner {
+export class Request extends Outgoing implements BioOwner {
   readonly #host: RequestHost;
-  /** Place of its header slot. */
-  readonly headerAt: number;
-  headerLength = 0;
-
   command = 0;
   flags = 0;
   cookieHigh = 0;
@@ -47,17 +43,9 @@ export class Request implements BioOwner {
   /** Bios under way, plus one while more are to come. */
   pending = 0;
 
-  /** The memory that goes out after the header. */
-  readonly pieceAt: number[] = [];
-  readonly pieceLength: number[] = [];
-  pieces = 0;
-  /** Segments (header first) that were given to the stream. */
-  queued = 0;
-  next: Request | null = null;
-
   constructor(host: RequestHost, headerAt: number) {
+    super(headerAt);
     this.#host = host;
-    this.headerAt = headerAt;
   }
 
   reset(command: number, flags: number, cookieHigh: number, cookieLow: number, offset: number, length: number): void {
@@ -71,41 +59,11 @@ export class Request implements BioOwner {
     this.charged = 0;
     this.issued = 0;
     this.pending = 1;
-    this.pieces = 0;
-    this.queued = 0;
-    this.next = null;
-  }
-
-  addPiece(at: number, length: number): void {
-    this.pieceAt[this.pieces] = at;
-    this.pieceLength[this.pieces] = length;
-    this.pieces++;
+    this.clear();
   }
 
   bioEnded(bio: Bio): void {
     this.#host.bioEnded(this, bio);
-  }
-}
-
-/** First in, first out; linked through the requests. */
-export class RequestQueue {
-  head: Request | null = null;
-  #tail: Request | null = null;
-
-  push(request: Request): void {
-    request.next = null;
-    if (this.#tail === null) this.head = request;
-    else this.#tail.next = request;
-    this.#tail = request;
-  }
-
-  shift(): Request | null {
-    const request = this.head;
-    if (request === null) return null;
-    this.head = request.next;
-    if (this.head === null) this.#tail = null;
-    request.next = null;
-    return request;
   }
 }
 
