@@ -8,7 +8,7 @@ import type { Workload } from './workloads.ts';
 export interface Sample {
   /** In the workload's unit. */
   readonly rate: number;
-  /** Completion latency, microseconds. */
+  /** From submission to completion, microseconds. */
   readonly p50Us: number;
   readonly p99Us: number;
 }
@@ -18,7 +18,7 @@ interface FioDirection {
   /** Bytes per second. */
   readonly bw_bytes: number;
   readonly total_ios: number;
-  readonly clat_ns: { readonly percentile?: Record<string, number> };
+  readonly lat_ns: { readonly percentile?: Record<string, number> };
 }
 
 interface FioResult {
@@ -39,6 +39,8 @@ function fioArguments(workload: Workload, uri: string, diskBytes: number, runMs:
     `--iodepth=${workload.queueDepth}`,
     `--size=${diskBytes}`,
     '--randrepeat=1',
+    '--clat_percentiles=0',
+    '--lat_percentiles=1',
     '--percentile_list=50:99',
     ...limits,
   ];
@@ -53,7 +55,7 @@ export async function runFio(workload: Workload, uri: string, diskBytes: number,
   if (job === undefined || direction === undefined || job.error !== 0 || direction.total_ios === 0) {
     throw new Error(`fio ${workload.name} on ${uri}: error ${job?.error}, ${direction?.total_ios} requests done`);
   }
-  const percentile = (key: string): number => (direction.clat_ns.percentile?.[key] ?? Number.NaN) / 1000;
+  const percentile = (key: string): number => (direction.lat_ns.percentile?.[key] ?? Number.NaN) / 1000;
   return {
     rate: workload.unit === 'IOPS' ? direction.iops : direction.bw_bytes / (1024 * 1024),
     p50Us: percentile('50.000000'),

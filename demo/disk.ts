@@ -5,40 +5,42 @@ import { randomFillSync } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 
-import { findProgram } from '../debian.mjs';
+import { findProgram } from '../scripts/debian.mjs';
+import { Prng } from '../src/util/prng.ts';
+import { MIB } from '../src/util/units.ts';
 
-const MIB = 1024 * 1024;
 const DOCUMENTS = 160;
 const PICTURES = 60;
 const DATABASE_BYTES = 128 * MIB;
 const BLOCK_BYTES = 4096;
+const WORDS = 'block chunk disk snapshot image origin filter tracker point range flush write'.split(' ');
 
-/** @typedef {{ offset: number, length: number }} ByteRange */
+export interface ByteRange {
+  readonly offset: number;
+  readonly length: number;
+}
 
-/** @param {string} name */
-function program(name) {
+export interface DemoDisk {
+  /** Files in the filesystem. */
+  readonly files: number;
+  /** Where on the disk the database lies: writing there changes data, and leaves the filesystem whole. */
+  readonly database: readonly ByteRange[];
+}
+
+function program(name: string): string {
   const found = findProgram(name);
-  if (found === undefined)
-    throw new Error(`${name} is not installed; it makes the demo's filesystem (package e2fsprogs)`);
+  if (found === undefined) throw new Error(`${name} is not installed; it makes the filesystem (package e2fsprogs)`);
   return found;
 }
 
-/** About a MiB of text that compresses as text does.
- *  @param {number} seed */
-function textOf(seed) {
-  const words = 'block chunk disk snapshot image origin filter tracker point range flush write'.split(' ');
-  let state = seed + 1;
-  const parts = [];
-  for (let i = 0; i < 150_000; i++) {
-    state = Math.imul(state, 1_103_515_245) + 12_345;
-    parts.push(words[(state >>> 16) % words.length]);
-  }
-  return parts.join(' ');
+/** About a MiB that compresses as text does. */
+function textOf(seed: number): string {
+  const random = new Prng(seed);
+  return Array.from({ length: 150_000 }, () => WORDS[random.below(WORDS.length)]).join(' ');
 }
 
-/** Documents that compress, pictures that do not, and one database. Returns the number of files.
- *  @param {string} tree */
-function makeFiles(tree) {
+/** Documents that compress, pictures that do not, and one database. Returns the number of files. */
+function makeFiles(tree: string): number {
   for (const name of ['documents', 'pictures']) fs.mkdirSync(path.join(tree, name), { recursive: true });
   const texts = Array.from({ length: 8 }, (_, seed) => textOf(seed));
   for (let i = 0; i < DOCUMENTS; i++) {
@@ -52,11 +54,8 @@ function makeFiles(tree) {
   return DOCUMENTS + PICTURES + 1;
 }
 
-/** Where the data of a file of the filesystem lies on the disk.
- *  @param {string} disk
- *  @param {string} file
- *  @returns {ByteRange[]} */
-function placesOf(disk, file) {
+/** Where the data of a file of the filesystem lies on the disk. */
+function placesOf(disk: string, file: string): ByteRange[] {
   const list = execFileSync(program('debugfs'), ['-R', `dump_extents -l ${file}`, disk], {
     encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'ignore'],
@@ -69,12 +68,8 @@ function placesOf(disk, file) {
   }));
 }
 
-/** Makes the disk. Returns how many files are on it, and where on the disk the database lies: writing there
- *  changes data, and leaves the filesystem whole.
- *  @param {string} disk
- *  @param {number} sizeBytes
- *  @param {string} scratch directory for the files until they are on the disk */
-export function makeDisk(disk, sizeBytes, scratch) {
+/** Makes the disk. `scratch` is a directory for the files until they are on it. */
+export function makeDisk(disk: string, sizeBytes: number, scratch: string): DemoDisk {
   const tree = path.join(scratch, 'files');
   const files = makeFiles(tree);
   fs.writeFileSync(disk, '');
@@ -87,9 +82,8 @@ export function makeDisk(disk, sizeBytes, scratch) {
   return { files, database };
 }
 
-/** Whether the filesystem on a disk is whole, by e2fsck's judgement.
- *  @param {string} disk */
-export function filesystemIsWhole(disk) {
+/** Whether the filesystem on a disk is whole, by e2fsck's judgement. */
+export function filesystemIsWhole(disk: string): boolean {
   try {
     execFileSync(program('e2fsck'), ['-f', '-n', disk], { stdio: 'pipe' });
     return true;
