@@ -28,7 +28,7 @@ import { imageContexts } from './image-contexts.ts';
 import type { CbtInfo, DiskInfo, IoCalls, IoHandlers, SnapshotInfo } from './io-protocol.ts';
 
 /** How much of the arena is set aside for copy-on-write. */
-const COPY_MEMORY_BYTES = 16 * MIB;
+const COPY_MEMORY_BYTES = 32 * MIB;
 
 /** A disk, and what must be closed after it. */
 interface Served {

@@ -10,7 +10,7 @@ import { UringReactor } from './uring/reactor.ts';
 
 export type DriverName = 'uring' | 'portable';
 
-const DEFAULT_ARENA_BYTES = 64 * MIB;
+const DEFAULT_ARENA_BYTES = 128 * MIB;
 const PROBE_ARENA_BYTES = MIB;
 const PROBE_ENTRIES = 8;
 
