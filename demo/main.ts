@@ -22,6 +22,8 @@ import { printTable } from './tables.ts';
 const DISK_BYTES = GIB;
 const NEEDED_BYTES = 3 * GIB;
 const QUIET_MS = 4000;
+/** Until the compiler has seen enough of the writer: nothing is counted. */
+const WARM_UP_MS = 1500;
 
 /** The writer's phases: what its latencies are counted to. */
 const FREE = 'no snapshot held';
@@ -124,6 +126,7 @@ async function tell(place: Place, running: Stoppable[]): Promise<boolean> {
   const writer = await startWriter(uri, database);
   running.push(writer);
   say(`a process writes to ${uri} from here on`);
+  await sleep(WARM_UP_MS);
   writer.phase(FREE);
   await sleep(QUIET_MS);
 
@@ -151,7 +154,7 @@ function report(
     ['', 'read', 'stored', 'took'],
     work.map(({ what, read, stored, seconds }) => [what, read, stored, formatSeconds(seconds)]),
   );
-  const micros = (us: number): string => formatSeconds(us / 1e6);
+  const micros = (us: number): string => (us < 1000 ? `${us.toFixed(0)} µs` : `${(us / 1000).toFixed(1)} ms`);
   printTable(
     ['write latency, 4 KiB', 'writes', 'p50', 'p99', 'max'],
     [FREE, HELD, BUSY].map((phase) => {

@@ -1,0 +1,60 @@
+/** docs/cli.md against the program: the same commands, options and exit codes. */
+
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { describe, expect, it } from 'vitest';
+
+import { EXIT_CODES_HELP } from '../src/cli/exit-codes.ts';
+
+const ROOT = path.join(import.meta.dirname, '..');
+const text = fs.readFileSync(path.join(ROOT, 'docs/cli.md'), 'utf8');
+
+/** Options that every command has; the document says so once. */
+const COMMON = new Set(['--dir', '--json', '--help']);
+
+/** Options by command, as the synopses say. */
+const documented = new Map(
+  [...text.matchAll(/^ {4}blksnap ([a-z]+(?: [a-z]+)?)(.*)$/gm)].map(([, command, rest]) => [
+    command!,
+    new Set(rest!.match(/--[a-z-]+/g) ?? []),
+  ]),
+);
+
+function help(command: string): string {
+  return execFileSync(path.join(ROOT, 'bin/blksnap'), [...command.split(' '), '--help'], { encoding: 'utf8' });
+}
+
+function commandsIn(helpText: string): string[] {
+  const list = /^Commands:\n([\s\S]*?)(?:\n\n|(?![\s\S]))/m.exec(helpText)?.[1] ?? '';
+  return [...list.matchAll(/^ {2}([a-z]+)/gm)].map(([, name]) => name!).filter((name) => name !== 'help');
+}
+
+function optionsIn(helpText: string): Set<string> {
+  const list = /^Options:\n([\s\S]*?)(?:\n\n|(?![\s\S]))/m.exec(helpText)?.[1] ?? '';
+  const names = [...list.matchAll(/^ {2}(?:-\w, )?(--[a-z-]+)/gm)].map(([, name]) => name!);
+  return new Set(names.filter((name) => !COMMON.has(name)));
+}
+
+describe('docs/cli.md', () => {
+  it('names every command', () => {
+    const program = execFileSync(path.join(ROOT, 'bin/blksnap'), ['--help'], { encoding: 'utf8' });
+    const groups = commandsIn(program).map((name) => ({ name, inner: commandsIn(help(name)) }));
+    const all = groups.flatMap(({ name, inner }) =>
+      inner.length === 0 ? [name] : inner.map((one) => `${name} ${one}`),
+    );
+    expect([...documented.keys()].toSorted()).toEqual(all.toSorted());
+  });
+
+  it.each([...documented.keys()])('names the options of %s', (command) => {
+    expect(documented.get(command)).toEqual(optionsIn(help(command)));
+  });
+
+  it('names the exit codes', () => {
+    const program = [...EXIT_CODES_HELP.matchAll(/^ +(\d+) +(.*)$/gm)].map(
+      ([, code, meaning]) => `| ${code} | ${meaning} |`,
+    );
+    expect(program.length).toBeGreaterThan(5);
+    for (const row of program) expect(text).toContain(row);
+  });
+});
