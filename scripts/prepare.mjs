@@ -54,11 +54,17 @@ function packagesAreInstalled() {
   });
 }
 
-/** Installs what package-lock.json says. */
+/** Installs what package-lock.json says, and changes nothing in it. Not `npm ci`: that refuses a lock file without
+ *  the optional packages of every other platform, which not every npm server has. */
 export function installPackages() {
   if (packagesAreInstalled()) return;
-  say('installing npm packages (npm ci)');
-  runOrExit('npm', ['ci', '--no-audit', '--no-fund']);
+  say('installing npm packages (npm install --no-save)');
+  runOrExit('npm', ['install', '--no-save']);
+  if (packagesAreInstalled()) return;
+  console.error(
+    'Cannot go on: what npm installed is not what package-lock.json says; remove node_modules and try again',
+  );
+  process.exit(1);
 }
 
 /** Compiles src/ to dist/. */
