@@ -371,7 +371,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
   #giveUpCurrent(): void {
     const request = this.#current!;
     this.#current = null;
-    if (this.#pieceAt !== NO_MEMORY) this.#host.reactor.arena.release(this.#pieceAt);
+    if (this.#pieceAt !== NO_MEMORY) this.#host.line.release(this.#pieceAt, this.#pieceLength);
     this.#pieceAt = NO_MEMORY;
     request.error = NBD_ESHUTDOWN;
     this.#host.line.recheck();
@@ -385,7 +385,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
 
   bioEnded(request: Request, bio: Bio): void {
     if (bio.status !== 0 && request.error === NBD_OK) request.error = replyError(request, bio.status);
-    if (request.command === CMD_WRITE || request.command === CMD_CACHE) this.#host.reactor.arena.release(bio.at);
+    if (request.command === CMD_WRITE || request.command === CMD_CACHE) this.#host.line.release(bio.at, bio.length);
     this.#host.pool.put(bio);
     this.#unhold(request);
   }
@@ -410,11 +410,12 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     try {
       const onlyOne = (request.flags & CMD_FLAG_REQ_ONE) !== 0;
       const reply = await blockStatusReply(request, contexts, this.#extended, onlyOne);
-      const { arena } = this.#host.reactor;
-      let at = arena.allocate(reply.length);
+      const { line, reactor } = this.#host;
+      const { arena } = reactor;
+      let at = line.allocateNow(reply.length);
       while (at === NO_MEMORY) {
         await new Promise<void>((resolve) => arena.whenFreed(resolve));
-        at = arena.allocate(reply.length);
+        at = line.allocateNow(reply.length);
       }
       arena.bytes.set(reply, at);
       request.addPiece(at, reply.length);
@@ -449,7 +450,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
   }
 
   #releasePieces(request: Request): void {
-    for (let i = 0; i < request.pieces; i++) this.#host.reactor.arena.release(request.pieceAt[i]!);
+    for (let i = 0; i < request.pieces; i++) this.#host.line.release(request.pieceAt[i]!, request.pieceLength[i]!);
     request.pieces = 0;
   }
 

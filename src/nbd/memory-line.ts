@@ -1,5 +1,7 @@
-/** The line of connections that wait for arena memory: first come, first served.
+/** The data memory of all connections: half of the arena, and the line of those who wait for it.
+ *  The other half is for buffers of connections, for new ones, and for whatever else works here.
  *
+ *  First come, first served.
  *  While somebody waits, nobody behind it gets memory, so that a large request is not starved by
  *  small ones; and only the head of the line keeps what it already has of a request. What is under
  *  way ends and gives its memory back, unless its client does not read (or does not send): such
@@ -18,6 +20,8 @@ export class MemoryLine implements Completion {
   readonly #stallMs: number;
   readonly #onStall: () => void;
   readonly #waiting: MemoryWaiter[] = [];
+  readonly #limitBytes: number;
+  #lentBytes = 0;
   #listening = false;
   #timer = 0;
   readonly #serve = (): void => this.#serveHead();
@@ -30,6 +34,7 @@ export class MemoryLine implements Completion {
   /** `onStall` is called when the head has waited for `stallMs`, and again after each further `stallMs`. */
   constructor(reactor: Reactor, stallMs: number, onStall: () => void) {
     this.#reactor = reactor;
+    this.#limitBytes = reactor.arena.size / 2;
     this.#stallMs = stallMs;
     this.#onStall = onStall;
   }
@@ -41,7 +46,21 @@ export class MemoryLine implements Completion {
   /** Hot path. Memory for `waiter`, unless there is none or others come first: then `join`. */
   allocate(length: number, waiter: MemoryWaiter): number {
     if (this.#waiting.length > 0 && this.#waiting[0] !== waiter) return NO_MEMORY;
-    return this.#reactor.arena.allocate(length);
+    return this.allocateNow(length);
+  }
+
+  /** Memory for somebody who cannot stand in the line. */
+  allocateNow(length: number): number {
+    if (this.#lentBytes + length > this.#limitBytes) return NO_MEMORY;
+    const at = this.#reactor.arena.allocate(length);
+    if (at !== NO_MEMORY) this.#lentBytes += length;
+    return at;
+  }
+
+  /** Gives back what was lent with the same length. */
+  release(at: number, length: number): void {
+    this.#lentBytes -= length;
+    this.#reactor.arena.release(at);
   }
 
   join(waiter: MemoryWaiter): void {
