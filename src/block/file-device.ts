@@ -3,7 +3,7 @@
 import fs from 'node:fs';
 import { ALLOCATE_PUNCH_HOLE } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
-import { directAlignment, fallocate, ffiAvailable } from '../io/sys.ts';
+import { directAlignment, fallocate, ffiAvailable, setModificationTime } from '../io/sys.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { alignUp } from '../util/units.ts';
 import { DescriptorDevice } from './descriptor-device.ts';
@@ -90,7 +90,13 @@ function fileAlignment(fd: number, path: string, size: number): { memory: number
   return { memory: asked.memory, offset: Math.max(SECTOR, asked.offset) };
 }
 
-/** Tries it where nothing is: past the end. */
+/** Tries it where nothing is: past the end. That changes no data, so it must not look like a write to those who
+ *  judge by the modification time, as change tracking does: where the time cannot be put back, nothing is tried. */
 function canPunch(fd: number, size: number): boolean {
-  return ffiAvailable() && fallocate(fd, ALLOCATE_PUNCH_HOLE, alignUp(size, PAGE), PAGE) === 0;
+  if (!ffiAvailable()) return false;
+  const { mtimeNs } = fs.fstatSync(fd, { bigint: true });
+  if (setModificationTime(fd, mtimeNs) < 0) return false;
+  const works = fallocate(fd, ALLOCATE_PUNCH_HOLE, alignUp(size, PAGE), PAGE) === 0;
+  setModificationTime(fd, mtimeNs);
+  return works;
 }

@@ -36,6 +36,14 @@ const file = (name: string, size: number): string => {
   return where;
 };
 
+it('leaves the modification time as it was: opening is no write', async () => {
+  const where = file('disk', MIB);
+  const { mtimeNs } = fs.statSync(where, { bigint: true });
+  const device = await openDevice(where, { reactor });
+  await device.close();
+  expect(fs.statSync(where, { bigint: true }).mtimeNs).toBe(mtimeNs);
+});
+
 describe('openDevice refuses', () => {
   it.each([
     ['what is missing', () => path.join(dir, 'none'), 'ENOENT', 'none'],
