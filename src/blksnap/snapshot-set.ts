@@ -47,11 +47,10 @@ export class SnapshotSet {
     return snapshot;
   }
 
-  /** Takes a snapshot of all the trackers' disks at one instant.
+  /** Takes a snapshot of all the trackers' disks at one instant. `id`: where one was given out before.
    *  Errors: EINVAL (no disk, or one twice), those of the storage; the origins are then as before. */
-  async create(trackers: readonly Tracker[], storage: DiffStorageOptions): Promise<Snapshot> {
+  async create(trackers: readonly Tracker[], storage: DiffStorageOptions, id: string = crypto.randomUUID()): Promise<Snapshot> {
     checkOrigins(trackers);
-    const id = crypto.randomUUID();
     const opened = await DiffStorage.open(this.#o.reactor, storage, {
       lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null),
     });

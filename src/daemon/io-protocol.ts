@@ -105,7 +105,13 @@ export interface IoCalls {
   cbtMap: { args: { readonly name: string; readonly offset: number; readonly length: number }; result: Uint8Array };
   cbtMarkDirty: { args: { readonly name: string; readonly ranges: readonly ByteRange[] }; result: void };
   createSnapshot: {
-    args: { readonly disks: readonly string[]; readonly storagePath: string; readonly limitBytes: number | null };
+    args: {
+      /** The id that was given out when the snapshot was prepared; a new one when absent. */
+      readonly id?: string | undefined;
+      readonly disks: readonly string[];
+      readonly storagePath: string;
+      readonly limitBytes: number | null;
+    };
     result: SnapshotInfo;
   };
   snapshots: { args: Record<never, never>; result: SnapshotInfo[] };

@@ -184,7 +184,7 @@ export class IoService {
   async #createSnapshot(args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
     const trackers = args.disks.map((name) => this.#tracker(name));
     const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
-    const snapshot = await this.#snapshots.create(trackers, storage);
+    const snapshot = await this.#snapshots.create(trackers, storage, args.id);
     this.#limits.set(snapshot.id, args.limitBytes);
     for (const image of snapshot.images) {
       this.#exports.set(image.name, {
