@@ -12,6 +12,7 @@ import { VERSION } from '../util/version.ts';
 import { httpStatus } from './http-status.ts';
 import { addDiskRoutes } from './routes/disks.ts';
 import { addEventRoute } from './routes/events.ts';
+import { addPreparedSnapshotRoutes } from './routes/prepared-snapshots.ts';
 import { addSnapshotRoutes } from './routes/snapshots.ts';
 import { addStatusRoute } from './routes/status.ts';
 
@@ -33,6 +34,7 @@ export function createApp(context: ApiContext): OpenAPIHono {
   addStatusRoute(app, context);
   addDiskRoutes(app, context);
   addSnapshotRoutes(app, context);
+  addPreparedSnapshotRoutes(app, context);
   addEventRoute(app, context);
   app.get('/openapi.json', (c) => c.json(openApiDocument(app)));
   return app;

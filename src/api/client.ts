@@ -9,12 +9,12 @@
 import http from 'node:http';
 import type { z } from '@hono/zod-openapi';
 import { daemonPaths } from '../daemon/paths.ts';
-import type { CbtView, DiskView, EventView, SnapshotView, StatusView } from '../daemon/views.ts';
+import type { CbtView, DiskView, EventView, PreparedView, SnapshotView, StatusView } from '../daemon/views.ts';
 import { BlksnapError, ERRNO, toBlksnapError } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
-import type { attachRequest, dirtyRequest, mountRequest, snapshotRequest } from './schema.ts';
+import type { attachRequest, dirtyRequest, mountRequest, preparedRequest, snapshotRequest } from './schema.ts';
 
-export type { CbtView, DiskView, EventView, SnapshotView, StatusView };
+export type { CbtView, DiskView, EventView, PreparedView, SnapshotView, StatusView };
 
 interface ClientOptions {
   /** The daemon's directory; default as the daemon's own. */
@@ -96,6 +96,34 @@ export class Client {
 
   async destroySnapshot(id: string): Promise<void> {
     await this.#bytes({ method: 'DELETE', path: `/v1/snapshots/${encodeURIComponent(id)}` });
+  }
+
+  /** Gives out the id of a snapshot that is taken by `takeSnapshot`. */
+  prepareSnapshot(body: z.input<typeof preparedRequest>): Promise<PreparedView> {
+    return this.#json({ method: 'POST', path: '/v1/prepared-snapshots', body });
+  }
+
+  async preparedSnapshots(): Promise<PreparedView[]> {
+    return (await this.#json<{ prepared: PreparedView[] }>({ method: 'GET', path: '/v1/prepared-snapshots' })).prepared;
+  }
+
+  /** Fails with EALREADY when the disk is in it. */
+  addToSnapshot(id: string, disk: string): Promise<PreparedView> {
+    return this.#json({ method: 'POST', path: `/v1/prepared-snapshots/${encodeURIComponent(id)}/disks`, body: { disk } });
+  }
+
+  takeSnapshot(id: string): Promise<SnapshotView> {
+    return this.#json({ method: 'POST', path: `/v1/prepared-snapshots/${encodeURIComponent(id)}/take` });
+  }
+
+  async forgetSnapshot(id: string): Promise<void> {
+    await this.#bytes({ method: 'DELETE', path: `/v1/prepared-snapshots/${encodeURIComponent(id)}` });
+  }
+
+  /** Takes the next event out of the queue that all callers of this share; null when the time is over. */
+  async nextEvent(id: string, options: { timeoutMs?: number; signal?: AbortSignal } = {}): Promise<EventView | null> {
+    const path = `/v1/snapshots/${encodeURIComponent(id)}/events/next?timeoutMs=${options.timeoutMs ?? 0}`;
+    return (await this.#json<{ event: EventView | null }>({ method: 'POST', path, signal: options.signal })).event;
   }
 
   /** The events after `after`; waits up to `timeoutMs` for the first. None when the time is over. */

@@ -2,7 +2,7 @@
  *  daemon hands out (daemon/views.ts) is checked against these by the compiler. */
 
 import { z } from '@hono/zod-openapi';
-import type { CbtView, DiskView, EventView, FailureView, ImageView, SnapshotView, StatusView } from '../daemon/views.ts';
+import type { CbtView, DiskView, EventView, FailureView, ImageView, PreparedView, SnapshotView, StatusView } from '../daemon/views.ts';
 import { ERRNO } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
 
@@ -106,6 +106,18 @@ export const snapshotView = shape<SnapshotView>()(
     .openapi('Snapshot'),
 );
 
+export const preparedView = shape<PreparedView>()(
+  z
+    .object({
+      id: z.uuid().openapi({ description: 'The snapshot will have it' }),
+      createdAt: z.iso.datetime(),
+      disks: z.array(z.string()),
+      storagePath: z.string(),
+      limitBytes: bytes.nullable(),
+    })
+    .openapi('PreparedSnapshot'),
+);
+
 export const eventView = shape<EventView>()(
   z
     .object({
@@ -123,6 +135,8 @@ export const eventView = shape<EventView>()(
 
 export const disksView = z.object({ disks: z.array(diskView) });
 export const snapshotsView = z.object({ snapshots: z.array(snapshotView) });
+export const preparedsView = z.object({ prepared: z.array(preparedView) });
+export const nextEventView = z.object({ event: eventView.nullable() });
 export const eventsView = z.object({ events: z.array(eventView) });
 
 // --- requests -----------------------------------------------------------------------------------
@@ -160,6 +174,12 @@ export const snapshotRequest = z
   })
   .openapi('SnapshotRequest');
 
+export const preparedRequest = snapshotRequest
+  .extend({ disks: z.array(text).max(1024).default([]) })
+  .openapi('PrepareRequest');
+
+export const addDiskRequest = z.strictObject({ disk: text }).openapi('AddDiskRequest');
+
 const range = z.strictObject({ offset: bytes, length: z.int().positive() });
 
 export const dirtyRequest = z
@@ -175,3 +195,5 @@ export const eventsQuery = z.object({
   after: z.coerce.number().int().nonnegative().default(0).openapi({ description: 'The last sequence number seen' }),
   timeoutMs: z.coerce.number().int().nonnegative().max(MAX_WAIT_MS).default(0),
 });
+
+export const waitQuery = z.object({ timeoutMs: z.coerce.number().int().nonnegative().max(MAX_WAIT_MS).default(0) });

@@ -22,10 +22,11 @@ import { lockDirectory } from './lock.ts';
 import type { DirectoryLock } from './lock.ts';
 import type { Log } from './log.ts';
 import type { DaemonPaths } from './paths.ts';
+import { PreparedSnapshots } from './prepared-snapshots.ts';
 import { Serial } from './serial.ts';
 import { DISK_NAME, loadState, saveState } from './state.ts';
 import type { DiskState } from './state.ts';
-import type { DiskView, EventView, ImageView, SnapshotView, StatusView } from './views.ts';
+import type { DiskView, EventView, ImageView, PreparedView, SnapshotView, StatusView } from './views.ts';
 
 export interface DaemonOptions {
   readonly paths: DaemonPaths;
@@ -76,6 +77,7 @@ export class Daemon {
   /** Where NBD clients connect. */
   #nbdAddress: SocketAddress;
   readonly #entries = new Map<string, Entry>();
+  readonly #prepared = new PreparedSnapshots();
   readonly #serial = new Serial();
   #stopping: Promise<void> | null = null;
 
@@ -150,7 +152,7 @@ export class Daemon {
       nbdUri: this.#uri(''),
       disks: entries.length,
       failedDisks: entries.filter((entry) => entry.kind === 'disk' && entry.failure !== null).length,
-      snapshots: this.#events.size,
+      snapshots: this.#events.size - this.#prepared.size,
     };
   }
 
@@ -241,7 +243,7 @@ export class Daemon {
   // --- snapshots ------------------------------------------------------------------------------
 
   /** Freezes all the disks at one instant. Errors: EINVAL for no disk or the same twice; ENOENT; what the storage fails with. */
-  async createSnapshot(request: SnapshotRequest): Promise<SnapshotView> {
+  async createSnapshot(request: SnapshotRequest, id?: string): Promise<SnapshotView> {
     const { disks } = request;
     if (disks.length === 0) throw new BlksnapError('EINVAL', 'Cannot take a snapshot of no disk: name at least one');
     const twice = disks.find((name, index) => disks.indexOf(name) !== index);
@@ -250,7 +252,7 @@ export class Daemon {
     const storagePath = request.storage ?? this.#options.paths.state;
     return await this.#serial.run(disks.map((name) => `disk ${name}`), async () => {
       const limitBytes = request.limitBytes ?? null;
-      const info = await this.#io.call('createSnapshot', { disks, storagePath, limitBytes });
+      const info = await this.#io.call('createSnapshot', { id, disks, storagePath, limitBytes });
       this.#events.open(info.id);
       this.#options.log.info({ snapshot: info.id, disks, heldMs: info.heldMs }, 'snapshot taken');
       return this.#snapshotView(info);
@@ -277,6 +279,49 @@ export class Daemon {
       this.#events.close(id);
       this.#options.log.info({ snapshot: id }, 'snapshot destroyed');
     });
+  }
+
+  /** Gives out the id of a snapshot that `takeSnapshot` will take. Errors: EINVAL for a disk twice; ENOENT. */
+  prepareSnapshot(request: SnapshotRequest): PreparedView {
+    for (const name of request.disks) this.#entry(name);
+    const { disks, storage, limitBytes } = request;
+    const storagePath = storage ?? this.#options.paths.state;
+    const prepared = this.#prepared.create({ disks, storagePath, limitBytes: limitBytes ?? null });
+    this.#events.open(prepared.id);
+    return prepared;
+  }
+
+  preparedSnapshots(): PreparedView[] {
+    return this.#prepared.list();
+  }
+
+  /** Errors: ENOENT, ESRCH; EALREADY when the disk is in it. */
+  addToSnapshot(id: string, disk: string): PreparedView {
+    this.#entry(disk);
+    return this.#prepared.add(id, disk);
+  }
+
+  /** Takes a prepared snapshot. Errors: ESRCH, and as `createSnapshot`: it is then prepared as before. */
+  async takeSnapshot(id: string): Promise<SnapshotView> {
+    const prepared = this.#prepared.remove(id);
+    const { disks, storagePath: storage, limitBytes } = prepared;
+    try {
+      return await this.createSnapshot({ disks, storage, limitBytes: limitBytes ?? undefined }, id);
+    } catch (cause) {
+      this.#prepared.restore(prepared);
+      throw cause;
+    }
+  }
+
+  /** Errors: ESRCH when there is no such prepared snapshot. */
+  forgetSnapshot(id: string): void {
+    this.#prepared.remove(id);
+    this.#events.close(id);
+  }
+
+  /** As EventLog.next. */
+  async nextEvent(id: string, waiting: Omit<Waiting, 'after'>): Promise<EventView | null> {
+    return await this.#events.next(id, waiting);
   }
 
   /** As EventLog.wait. */

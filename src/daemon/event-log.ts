@@ -11,6 +11,8 @@ const EVENTS_KEPT = 1000;
 interface Log {
   readonly events: EventView[];
   lastSequence: number;
+  /** The last event that `next` gave out. */
+  taken: number;
   waiting: Array<() => void>;
 }
 
@@ -24,13 +26,15 @@ export interface Waiting {
 export class EventLog {
   readonly #logs = new Map<string, Log>();
 
-  /** Snapshots that are held. */
+  /** Snapshots that are held or prepared. */
   get size(): number {
     return this.#logs.size;
   }
 
+  /** Nothing happens when the log is open: a prepared snapshot's is when it is taken. */
   open(snapshotId: string): void {
-    this.#logs.set(snapshotId, { events: [], lastSequence: 0, waiting: [] });
+    if (this.#logs.has(snapshotId)) return;
+    this.#logs.set(snapshotId, { events: [], lastSequence: 0, taken: 0, waiting: [] });
   }
 
   /** Ends the log: readers that wait hear ESRCH. */
@@ -59,6 +63,22 @@ export class EventLog {
       const leftMs = untilMs - performance.now();
       if (news.length > 0 || leftMs <= 0 || signal?.aborted === true) return news;
       await pause(log, leftMs, signal);
+    }
+  }
+
+  /** The oldest event that `next` has not given out yet; null when the time is over or the reader is gone.
+   *  Errors: as `wait`. */
+  async next(snapshotId: string, waiting: Omit<Waiting, 'after'>): Promise<EventView | null> {
+    const untilMs = performance.now() + waiting.timeoutMs;
+    for (;;) {
+      const after = this.#logs.get(snapshotId)?.taken ?? 0;
+      const [event] = await this.wait(snapshotId, { ...waiting, after, timeoutMs: Math.max(0, untilMs - performance.now()) });
+      if (event === undefined) return null;
+      const log = this.#logs.get(snapshotId);
+      // Another caller may have been woken by the same event, and been first.
+      if (log === undefined || log.taken >= event.sequence) continue;
+      log.taken = event.sequence;
+      return event;
     }
   }
 }

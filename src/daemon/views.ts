@@ -79,6 +79,15 @@ export interface SnapshotView {
   images: ImageView[];
 }
 
+/** A snapshot that was asked for in steps, and is not taken yet. */
+export interface PreparedView {
+  id: string;
+  createdAt: string;
+  disks: string[];
+  storagePath: string;
+  limitBytes: number | null;
+}
+
 export interface EventView {
   /** Counts up from 1 within a snapshot. */
   sequence: number;

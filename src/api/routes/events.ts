@@ -8,7 +8,7 @@ import type { Daemon } from '../../daemon/daemon.ts';
 import { BlksnapError } from '../../util/errors.ts';
 import type { ApiContext } from '../app.ts';
 import { failures } from '../responses.ts';
-import { MAX_WAIT_MS, eventView, eventsQuery, eventsView, idParam } from '../schema.ts';
+import { MAX_WAIT_MS, eventView, eventsQuery, eventsView, idParam, nextEventView, waitQuery } from '../schema.ts';
 
 const events = createRoute({
   method: 'get',
@@ -27,7 +27,24 @@ const events = createRoute({
   },
 });
 
+const next = createRoute({
+  method: 'post',
+  path: '/v1/snapshots/{id}/events/next',
+  summary: 'Take the next event out of the queue that all callers of this share',
+  description: 'Waits up to `timeoutMs` for one; null when the time is over. The log that GET reads keeps it.',
+  request: { params: idParam, query: waitQuery },
+  responses: {
+    200: { description: 'The event', content: { 'application/json': { schema: nextEventView } } },
+    ...failures,
+  },
+});
+
 export function addEventRoute(app: OpenAPIHono, { daemon, ending }: ApiContext): void {
+  app.openapi(next, async (c) => {
+    const { timeoutMs } = c.req.valid('query');
+    const signal = AbortSignal.any([ending, c.req.raw.signal]);
+    return c.json({ event: await daemon.nextEvent(c.req.valid('param').id, { timeoutMs, signal }) }, 200);
+  });
   app.openapi(events, async (c) => {
     const { id } = c.req.valid('param');
     const { after, timeoutMs } = c.req.valid('query');
