@@ -186,11 +186,12 @@ export class CbtMap {
     try {
       this.#writeIdentity();
       this.#header.setUint32(28, 1, true);
-    } finally {
-      syncMapping(this.#mapping.address, this.#mapping.memory.byteLength);
-      unmap(this.#mapping.address, this.#mapping.memory.byteLength);
-      fs.closeSync(this.#fd);
+    } catch {
+      // The origin's path is gone. The map stays without its clean mark, and will be doubted.
     }
+    syncMapping(this.#mapping.address, this.#mapping.memory.byteLength);
+    unmap(this.#mapping.address, this.#mapping.memory.byteLength);
+    fs.closeSync(this.#fd);
   }
 }
 

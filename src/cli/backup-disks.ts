@@ -35,14 +35,21 @@ export async function backUpDisks(names: readonly string[], options: BackupOptio
   for (const name of names) identities.set(name, (await client.disk(name)).path);
   await withReactor(async (context) => {
     const snapshot = await takenSnapshot(client, names, options);
+    const letGo = async (): Promise<void> => {
+      if (options.snapshot === undefined) await client.destroySnapshot(snapshot.id);
+    };
     try {
       for (const name of names) {
-        const result = await backUpImage(client, { snapshot, name, identity: identities.get(name) ?? null, mode }, { ...context, options });
+        const job = { snapshot, name, identity: identities.get(name) ?? null, mode };
+        const result = await backUpImage(client, job, { ...context, options });
         report(name, snapshot, result, options.json ?? false);
       }
-    } finally {
-      if (options.snapshot === undefined) await client.destroySnapshot(snapshot.id);
+    } catch (cause) {
+      // What went wrong first is what counts: the daemon may be gone, and the snapshot with it.
+      await letGo().catch(() => {});
+      throw cause;
     }
+    await letGo();
   });
 }
 

@@ -27,7 +27,7 @@ export const EXIT_CODES_HELP = `Exit codes:
   1    failed
   2    the command line or a value on it is wrong
   3    no daemon is running
-  4    a backup is damaged
+  4    what was stored is damaged: a backup, or the daemon's state file
   5    there is no such file, disk, snapshot or restore point
   6    it is in use, or there already
   7    out of space

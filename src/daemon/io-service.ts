@@ -219,16 +219,20 @@ export class IoService {
 
   // --- end ------------------------------------------------------------------------------------
 
+  /** Ends everything that can be ended, also when something cannot. Errors: the first that came up. */
   async #stop(): Promise<void> {
-    await this.#server.close();
+    const failures: unknown[] = [];
+    const attempt = (step: () => Promise<void>): Promise<unknown> => step().catch((cause: unknown) => failures.push(cause));
+    await attempt(() => this.#server.close());
     this.#exports.clear();
-    await this.#snapshots.close();
+    await attempt(() => this.#snapshots.close());
     for (const { disk, closeBase } of this.#served.values()) {
-      await disk.close();
-      await closeBase();
+      await attempt(() => disk.close());
+      await attempt(closeBase);
     }
     this.#served.clear();
     this.#reactor.arena.release(this.#copyMemoryAt);
+    if (failures.length > 0) throw toBlksnapError(failures[0], 'Not everything could be closed');
   }
 }
 

@@ -73,7 +73,8 @@ export class IoThread {
   async stop(): Promise<void> {
     if (!this.#stopping && this.#ended === null) {
       this.#stopping = true;
-      await this.call('stop', {});
+      const [stopped] = await Promise.allSettled([this.call('stop', {}), this.#exited]);
+      if (stopped.status === 'rejected') throw stopped.reason;
     }
     await this.#exited;
   }

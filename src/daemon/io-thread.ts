@@ -44,7 +44,6 @@ async function answer(handlers: IoHandlers, call: Call): Promise<void> {
     report({ kind: 'result', id: call.id, result: await handler(call.args) });
   } catch (cause) {
     report({ kind: 'error', id: call.id, error: describe(cause) });
-    return;
   }
   if (call.name === 'stop') await stopped();
 }
