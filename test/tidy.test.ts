@@ -16,7 +16,7 @@ const WORDS = [
   /\bFIX\x4dE\b/,
   /\bX\x58X\b/,
   /\bHA\x43K\b/,
-  /(?:^|[\s'"`(=])\/(?:wor\x6b|hom\x65|roo\x74|Users)\//,
+  /(?:^|[\s'"`(=])\/(?:wor\x6b|roo\x74|Users)\//,
   /\.\.\/share\x64\//,
   /\bissue #?\d/i,
   /\bregistr\x79\.[a-z]|\byarnpk\x67\b|\bunpk\x67\b|\bjsdeliv\x72\b|\bnpmmirro\x72\b/,
