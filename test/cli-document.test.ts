@@ -15,7 +15,7 @@ const COMMON = new Set(['--dir', '--json', '--help']);
 
 /** Options by command, as the synopses say. */
 const documented = new Map(
-  [...text.matchAll(/^ {4}blksnap ([a-z]+(?: [a-z]+)?)(.*)$/gm)].map(([, command, rest]) => [
+  [...text.matchAll(/^ {4}blksnap ([a-z_]+(?: [a-z]+)?)(.*)$/gm)].map(([, command, rest]) => [
     command!,
     new Set(rest!.match(/--[a-z-]+/g) ?? []),
   ]),
@@ -26,8 +26,8 @@ function help(command: string): string {
 }
 
 function commandsIn(helpText: string): string[] {
-  const list = /^Commands:\n([\s\S]*?)(?:\n\n|(?![\s\S]))/m.exec(helpText)?.[1] ?? '';
-  return [...list.matchAll(/^ {2}([a-z]+)/gm)].map(([, name]) => name!).filter((name) => name !== 'help');
+  const lists = [...helpText.matchAll(/^Commands[^\n]*:\n([\s\S]*?)(?:\n\n|(?![\s\S]))/gm)].map(([, list]) => list!);
+  return [...lists.join('\n').matchAll(/^ {2}([a-z_]+)/gm)].map(([, name]) => name!).filter((name) => name !== 'help');
 }
 
 function optionsIn(helpText: string): Set<string> {

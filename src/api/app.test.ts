@@ -206,9 +206,14 @@ describe('the document', () => {
       '/v1/disks/{name}/cbt/dirty',
       '/v1/disks/{name}/cbt/map',
       '/v1/mounts',
+      '/v1/prepared-snapshots',
+      '/v1/prepared-snapshots/{id}',
+      '/v1/prepared-snapshots/{id}/disks',
+      '/v1/prepared-snapshots/{id}/take',
       '/v1/snapshots',
       '/v1/snapshots/{id}',
       '/v1/snapshots/{id}/events',
+      '/v1/snapshots/{id}/events/next',
       '/v1/status',
     ]);
     expect(document.components.schemas).toHaveProperty('AttachRequest.additionalProperties', false);

@@ -5,10 +5,13 @@ import { Command, CommanderError } from 'commander';
 import { toBlksnapError } from '../util/errors.ts';
 import { VERSION } from '../util/version.ts';
 import { addBackupCommands } from './commands/backups.ts';
+import { addConsoleSnapshotCommands } from './commands/console-snapshots.ts';
+import { addConsoleTrackingCommands } from './commands/console-tracking.ts';
 import { addDaemonCommand } from './commands/daemon.ts';
 import { addDiskCommands } from './commands/disks.ts';
 import { addServeCommand } from './commands/serve.ts';
 import { addSnapshotCommands } from './commands/snapshots.ts';
+import { separateValues } from './devices.ts';
 import { EXIT_CODES_HELP, EXIT_OK, EXIT_USAGE, exitCodeOf } from './exit-codes.ts';
 import { addAboutCommands } from './commands/about.ts';
 import { printError } from './output.ts';
@@ -29,6 +32,9 @@ function buildProgram(json: boolean): Command {
   addBackupCommands(program);
   addServeCommand(program);
   addAboutCommands(program);
+  program.commandsGroup("Commands of the kernel module's console tool:");
+  addConsoleTrackingCommands(program);
+  addConsoleSnapshotCommands(program);
   return program;
 }
 
@@ -40,7 +46,7 @@ function usageWords(text: string): string {
 async function main(args: readonly string[]): Promise<number> {
   const json = args.includes('--json');
   try {
-    await buildProgram(json).parseAsync(args, { from: 'user' });
+    await buildProgram(json).parseAsync(separateValues(args), { from: 'user' });
     return EXIT_OK;
   } catch (cause) {
     // Commander has printed what it had to say; help and version are no failures.

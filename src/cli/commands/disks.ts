@@ -1,13 +1,16 @@
 /** attach, detach, mount, list, status: what the daemon serves. */
 
 import type { Command } from 'commander';
-import type { CbtView, DiskView, StatusView } from '../../api/client.ts';
+import type { CbtView, Client, DiskView, StatusView } from '../../api/client.ts';
 import { formatSize } from '../../util/units.ts';
+import { BlksnapError } from '../../util/errors.ts';
 import { absolute, addCommand, connect } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
+import { diskOf, ensureAttached } from '../devices.ts';
 import { formatTime, printFields, printJson, printLine, printTable } from '../output.ts';
 
 interface AttachOptions extends CommonOptions {
+  readonly device?: readonly string[];
   readonly name?: string;
   readonly readOnly?: boolean;
   readonly direct?: boolean;
@@ -20,22 +23,24 @@ interface MountOptions extends CommonOptions {
 }
 
 export function addDiskCommands(program: Command): void {
-  addCommand(program, 'attach <path>', {
+  addCommand(program, 'attach [path]', {
     summary: 'Serve a file or block device over NBD and track its changes',
-    more: "Prints the NBD URI. The daemon attaches it again at every start, and keeps the history of its changes.",
+    more: "Prints the NBD URI. The daemon attaches it again at every start, and keeps the history of its changes. With --device it prints what the kernel module's console tool does.",
     examples: ['attach /srv/vm.img', 'attach /dev/vdb --name data'],
   })
+    .option('-d, --device <path...>', 'files or devices, instead of PATH; those that are attached already are no failure')
     .option('--name <name>', "the disk's name (default: the file's, without extension)")
     .option('--read-only', 'refuse writes')
     .option('--direct', 'past the page cache (O_DIRECT)')
     .action(attach);
 
-  addCommand(program, 'detach <name>', {
+  addCommand(program, 'detach [name]', {
     summary: 'End serving a disk or a mount',
     more: 'A disk loses its change history: the next backup of it will be full.',
     examples: ['detach vm'],
   })
     .alias('unmount')
+    .option('-d, --device <device...>', 'disks by name or path, instead of NAME')
     .action(detach);
 
   addCommand(program, 'mount <directory>', {
@@ -56,17 +61,42 @@ export function addDiskCommands(program: Command): void {
   }).action(cbt);
 }
 
-async function attach(path: string, options: AttachOptions): Promise<void> {
+async function attach(path: string | undefined, options: AttachOptions): Promise<void> {
   const { name, readOnly, direct } = options;
   const client = await connect(options);
+  if (path === undefined) {
+    await attachDevices(client, options);
+    return;
+  }
   const disk = await client.attach({ path: absolute(path), name, readOnly, direct });
   if (options.json) printJson(disk);
   else printLine(disk.uri);
 }
 
-async function detach(name: string, options: CommonOptions): Promise<void> {
-  await (await connect(options)).detach(name);
-  if (options.json) printJson({ detached: name });
+/** As the kernel module's console tool. */
+async function attachDevices(client: Client, options: AttachOptions): Promise<void> {
+  const results: Array<{ device: string; already: boolean }> = [];
+  for (const device of devicesOf(options, 'attach')) {
+    const { already } = await ensureAttached(client, device, { name: options.name, readOnly: options.readOnly, direct: options.direct });
+    results.push({ device, already });
+    if (!options.json) printLine(already ? 'Already was attached' : 'Attached successfully');
+  }
+  if (options.json) printJson({ attached: results });
+}
+
+function devicesOf({ device }: { readonly device?: readonly string[] }, verb: string): readonly string[] {
+  if (device !== undefined) return device;
+  throw new BlksnapError('EINVAL', `Cannot ${verb}: name a disk, or several with --device`);
+}
+
+async function detach(name: string | undefined, options: CommonOptions & { readonly device?: readonly string[] }): Promise<void> {
+  const client = await connect(options);
+  const names = name === undefined ? [] : [name];
+  if (name === undefined) {
+    for (const device of devicesOf(options, 'detach')) names.push((await diskOf(client, device)).name);
+  }
+  for (const one of names) await client.detach(one);
+  if (options.json) printJson({ detached: names.length === 1 ? names[0] : names });
 }
 
 async function mount(directory: string, options: MountOptions): Promise<void> {
