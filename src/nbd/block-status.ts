@@ -4,7 +4,13 @@ import { BlksnapError } from '../util/errors.ts';
 import { KIB } from '../util/units.ts';
 import type { SelectedContext } from './contexts.ts';
 import type { StatusExtent } from './export.ts';
-import { EXTENDED_HEADER_SIZE, REPLY_BLOCK_STATUS, REPLY_BLOCK_STATUS_EXT, REPLY_FLAG_DONE, setU64 } from './protocol.ts';
+import {
+  EXTENDED_HEADER_SIZE,
+  REPLY_BLOCK_STATUS,
+  REPLY_BLOCK_STATUS_EXT,
+  REPLY_FLAG_DONE,
+  setU64,
+} from './protocol.ts';
 import { encodeChunkHeader } from './request.ts';
 import type { Request } from './request.ts';
 
@@ -55,7 +61,8 @@ function clip(extents: readonly StatusExtent[], length: number, limit: number, c
   let left = length;
   for (const extent of extents) {
     if (left === 0) break;
-    if (!(extent.length > 0)) throw new BlksnapError('EIO', `Context ${context} reported an extent of ${extent.length} bytes`);
+    if (!(extent.length > 0))
+      throw new BlksnapError('EIO', `Context ${context} reported an extent of ${extent.length} bytes`);
     const part = Math.min(extent.length, left);
     const last = clipped.at(-1);
     if (last?.flags === extent.flags) clipped[clipped.length - 1] = { length: last.length + part, flags: last.flags };

@@ -113,7 +113,15 @@ export class ClientConnection implements OutboxHost<ClientRequest> {
   }
 
   /** Sends a request; only with `hasRoom`. */
-  submit(command: number, flags: number, offset: number, length: number, at: number, owner: RequestOwner, contextId?: number): void {
+  submit(
+    command: number,
+    flags: number,
+    offset: number,
+    length: number,
+    at: number,
+    owner: RequestOwner,
+    contextId?: number,
+  ): void {
     assert(this.hasRoom, 'the connection has room');
     const request = this.#obtain();
     request.reset(command, flags, offset, length, at, owner);
@@ -133,6 +141,7 @@ export class ClientConnection implements OutboxHost<ClientRequest> {
   fail(error: BlksnapError): void {
     if (this.failure !== undefined) return;
     this.failure = error;
+    this.#outbox.stop();
     this.#stream.close();
     this.#settle();
   }
@@ -153,7 +162,11 @@ export class ClientConnection implements OutboxHost<ClientRequest> {
     }
     const room = RECEIVE_BYTES - this.#end;
     this.#receiving = true;
-    this.#stream.receive(this.#bufferAt + this.#end, this.#largeReads > 0 ? Math.min(room, SMALL_RECEIVE) : room, this.#received);
+    this.#stream.receive(
+      this.#bufferAt + this.#end,
+      this.#largeReads > 0 ? Math.min(room, SMALL_RECEIVE) : room,
+      this.#received,
+    );
   }
 
   #onReceived(result: number): void {
@@ -297,7 +310,8 @@ export class ClientConnection implements OutboxHost<ClientRequest> {
       return false;
     }
     // Of data chunks, the fixed part; of statuses, none; of others, all.
-    const fixed = type === REPLY_OFFSET_DATA ? 8 : type === REPLY_BLOCK_STATUS || type === REPLY_BLOCK_STATUS_EXT ? 0 : payload;
+    const fixed =
+      type === REPLY_OFFSET_DATA ? 8 : type === REPLY_BLOCK_STATUS || type === REPLY_BLOCK_STATUS_EXT ? 0 : payload;
     if (fixed > ERROR_CHUNK_LIMIT) {
       this.#violation(`a chunk of type ${type} with ${payload} bytes`);
       return false;
@@ -342,7 +356,8 @@ export class ClientConnection implements OutboxHost<ClientRequest> {
       case REPLY_BLOCK_STATUS:
       case REPLY_BLOCK_STATUS_EXT: {
         const wanted = this.#style === 'extended' ? REPLY_BLOCK_STATUS_EXT : REPLY_BLOCK_STATUS;
-        if (request.command !== CMD_BLOCK_STATUS || type !== wanted || payload === 0 || payload > STATUS_CHUNK_LIMIT) return false;
+        if (request.command !== CMD_BLOCK_STATUS || type !== wanted || payload === 0 || payload > STATUS_CHUNK_LIMIT)
+          return false;
         this.#chunkOf = request;
         this.#chunkDone = done;
         this.#status = new Uint8Array(payload);

@@ -67,14 +67,21 @@ const decoder = new TextDecoder();
 /** The server's refusal of an option as an error; its own words, where it sent some. */
 function refusal(reply: OptionReply, action: string): BlksnapError {
   const code: ErrorCode =
-    reply.type === REP_ERR_UNKNOWN ? 'ENOENT'
-    : reply.type === REP_ERR_POLICY ? 'EACCES'
-    : reply.type === REP_ERR_SHUTDOWN ? 'ESHUTDOWN'
-    : reply.type === REP_ERR_UNSUP || reply.type === REP_ERR_TLS_REQD ? 'EOPNOTSUPP'
-    : 'EPROTO';
+    reply.type === REP_ERR_UNKNOWN
+      ? 'ENOENT'
+      : reply.type === REP_ERR_POLICY
+        ? 'EACCES'
+        : reply.type === REP_ERR_SHUTDOWN
+          ? 'ESHUTDOWN'
+          : reply.type === REP_ERR_UNSUP || reply.type === REP_ERR_TLS_REQD
+            ? 'EOPNOTSUPP'
+            : 'EPROTO';
   const words = decoder.decode(reply.data.subarray(0, 256));
   const tls = reply.type === REP_ERR_TLS_REQD ? 'the server wants TLS, which is not supported' : '';
-  return new BlksnapError(code, `Cannot ${action}: ${tls || words || `the server refused (0x${reply.type.toString(16)})`}`);
+  return new BlksnapError(
+    code,
+    `Cannot ${action}: ${tls || words || `the server refused (0x${reply.type.toString(16)})`}`,
+  );
 }
 
 /** Agrees on an export and enters transmission. Errors: ENOENT no such export; EPROTO; EOPNOTSUPP. */
@@ -86,7 +93,8 @@ export async function join(wire: Wire, exportName: string, contexts: readonly st
 /** The names that the server is ready to tell. Errors: EACCES, EOPNOTSUPP when it is not. */
 export async function listServerExports(wire: Wire): Promise<ListedExport[]> {
   const handshake = await ClientHandshake.greet(wire);
-  if (!handshake.fixed) throw new BlksnapError('EOPNOTSUPP', 'Cannot list exports: the server knows only the oldest handshake');
+  if (!handshake.fixed)
+    throw new BlksnapError('EOPNOTSUPP', 'Cannot list exports: the server knows only the oldest handshake');
   return handshake.list();
 }
 
@@ -97,9 +105,13 @@ class ClientHandshake {
 
   static async greet(wire: Wire): Promise<ClientHandshake> {
     await wire.need(16);
-    if (wire.u32() !== INIT_MAGIC[0] || wire.u32() !== INIT_MAGIC[1]) throw violation('it does not greet as an NBD server');
+    if (wire.u32() !== INIT_MAGIC[0] || wire.u32() !== INIT_MAGIC[1])
+      throw violation('it does not greet as an NBD server');
     if (wire.u32() !== OPTION_MAGIC[0] || wire.u32() !== OPTION_MAGIC[1]) {
-      throw new BlksnapError('EOPNOTSUPP', 'Cannot use this NBD server: it speaks the oldstyle protocol of before 2011');
+      throw new BlksnapError(
+        'EOPNOTSUPP',
+        'Cannot use this NBD server: it speaks the oldstyle protocol of before 2011',
+      );
     }
     await wire.need(2);
     const flags = wire.u16() & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
@@ -115,9 +127,18 @@ class ClientHandshake {
 
   async go(exportName: string, wanted: readonly string[]): Promise<ServerExport> {
     const style = await this.#chooseStyle();
-    const contexts = style === 'simple' || wanted.length === 0 ? new Map<string, number>() : await this.#setContexts(exportName, wanted);
+    const contexts =
+      style === 'simple' || wanted.length === 0
+        ? new Map<string, number>()
+        : await this.#setContexts(exportName, wanted);
     await this.#send(OPT_GO, new Message().counted(exportName).u16(1).u16(INFO_BLOCK_SIZE));
-    const info = { size: -1, transmissionFlags: 0, minimumBlock: 1, preferredBlock: 4 * KIB, payloadLimit: PAYLOAD_LIMIT };
+    const info = {
+      size: -1,
+      transmissionFlags: 0,
+      minimumBlock: 1,
+      preferredBlock: 4 * KIB,
+      payloadLimit: PAYLOAD_LIMIT,
+    };
     for (;;) {
       const reply = await this.#reply(OPT_GO);
       if (reply.type === REP_ERR_UNSUP && style !== 'extended') return this.exportName(exportName, style, contexts);
@@ -138,7 +159,15 @@ class ClientHandshake {
     const size = this.#wire.u64();
     const transmissionFlags = this.#wire.u16();
     if (!this.#noZeroes) await this.#wire.skip(EXPORT_NAME_PADDING);
-    return { size, transmissionFlags, style, contexts, minimumBlock: 1, preferredBlock: 4 * KIB, payloadLimit: PAYLOAD_LIMIT };
+    return {
+      size,
+      transmissionFlags,
+      style,
+      contexts,
+      minimumBlock: 1,
+      preferredBlock: 4 * KIB,
+      payloadLimit: PAYLOAD_LIMIT,
+    };
   }
 
   async list(): Promise<ListedExport[]> {
@@ -187,7 +216,9 @@ class ClientHandshake {
 
   async #send(option: number, message: Message): Promise<void> {
     const { bytes } = message;
-    await this.#wire.put(new Message().u32(OPTION_MAGIC[0]).u32(OPTION_MAGIC[1]).u32(option).u32(bytes.length).raw(bytes).bytes);
+    await this.#wire.put(
+      new Message().u32(OPTION_MAGIC[0]).u32(OPTION_MAGIC[1]).u32(option).u32(bytes.length).raw(bytes).bytes,
+    );
     await this.#wire.flush();
   }
 
@@ -222,7 +253,13 @@ function readInfo(
     info.preferredBlock = view.getUint32(6);
     info.payloadLimit = Math.min(view.getUint32(10), PAYLOAD_LIMIT);
     const { minimumBlock: minimum, preferredBlock: preferred } = info;
-    if (!isPowerOfTwo(minimum) || !isPowerOfTwo(preferred) || minimum > preferred || minimum > 65536 || info.payloadLimit < preferred) {
+    if (
+      !isPowerOfTwo(minimum) ||
+      !isPowerOfTwo(preferred) ||
+      minimum > preferred ||
+      minimum > 65536 ||
+      info.payloadLimit < preferred
+    ) {
       throw violation(`block sizes ${minimum}, ${preferred}, ${info.payloadLimit}`);
     }
   }

@@ -20,7 +20,8 @@ export function decodeStatus(
     const view = new DataView(chunk.buffer, chunk.byteOffset, chunk.byteLength);
     const count = (chunk.length - head) / step;
     if (!Number.isInteger(count) || count < 1) throw malformed(`${chunk.length} bytes`);
-    if (extended && view.getUint32(4) !== count) throw malformed(`${view.getUint32(4)} extents announced, ${count} sent`);
+    if (extended && view.getUint32(4) !== count)
+      throw malformed(`${view.getUint32(4)} extents announced, ${count} sent`);
     if (view.getUint32(0) !== contextId) continue;
     seen++;
     for (let at = head; at < chunk.length && left > 0; at += step) {

@@ -32,15 +32,30 @@ describe.each(drivers)('the client with our server, %s driver', (driver) => {
     world.addMemory('disk', 4 * MIB);
     world.addMemory('fixed', 512 * 3, { readOnly: true });
     const disk = await connect('disk');
-    expect(disk).toMatchObject({ size: 4 * MIB, logicalBlockSize: 512, readOnly: false, contexts: ['base:allocation'] });
-    expect(disk.capabilities).toEqual({ flush: true, fua: true, discard: true, writeZeroes: true, fastZero: true, rotational: false });
+    expect(disk).toMatchObject({
+      size: 4 * MIB,
+      logicalBlockSize: 512,
+      readOnly: false,
+      contexts: ['base:allocation'],
+    });
+    expect(disk.capabilities).toEqual({
+      flush: true,
+      fua: true,
+      discard: true,
+      writeZeroes: true,
+      fastZero: true,
+      rotational: false,
+    });
     const fixed = await connect('fixed', []);
     expect(fixed).toMatchObject({ size: 1536, readOnly: true, contexts: [] });
     expect(await listExports(world.reactor, world.address)).toEqual([
       { name: 'disk', description: 'the device disk' },
       { name: 'fixed', description: 'the device fixed' },
     ]);
-    await expect(connect('other')).rejects.toMatchObject({ code: 'ENOENT', message: expect.stringContaining('other') as string });
+    await expect(connect('other')).rejects.toMatchObject({
+      code: 'ENOENT',
+      message: expect.stringContaining('other') as string,
+    });
   });
 
   it('moves more than a request may carry, and much at once', async () => {
@@ -70,14 +85,19 @@ describe.each(drivers)('the client with our server, %s driver', (driver) => {
     world = await NbdWorld.open({ driver });
     const dirty = {
       name: 'qemu:dirty-bitmap:b',
-      blockStatus: async (offset: number, length: number) =>
-        [{ length: Math.min(length, 64 * KIB), flags: offset === 0 ? 1 : 0 }, ...(length > 64 * KIB ? [{ length: length - 64 * KIB, flags: 0 }] : [])],
+      blockStatus: async (offset: number, length: number) => [
+        { length: Math.min(length, 64 * KIB), flags: offset === 0 ? 1 : 0 },
+        ...(length > 64 * KIB ? [{ length: length - 64 * KIB, flags: 0 }] : []),
+      ],
     };
     const device = world.add('d', new MemoryDevice('d', MIB, world.reactor.arena), [dirty]);
     device.bytes[128 * KIB] = 1;
     const client = await connect('d', ['base:allocation', 'qemu:dirty-bitmap:b', 'qemu:dirty-bitmap:none']);
     expect(client.contexts).toEqual(['base:allocation', 'qemu:dirty-bitmap:b']);
-    expect(await client.blockStatus('qemu:dirty-bitmap:b', 0, MIB)).toEqual([{ length: 64 * KIB, flags: 1 }, { length: MIB - 64 * KIB, flags: 0 }]);
+    expect(await client.blockStatus('qemu:dirty-bitmap:b', 0, MIB)).toEqual([
+      { length: 64 * KIB, flags: 1 },
+      { length: MIB - 64 * KIB, flags: 0 },
+    ]);
     const runs = await client.extents(0, MIB);
     expect(runs.reduce((sum, run) => sum + run.length, 0)).toBe(MIB);
     expect(runs[0]).toMatchObject({ length: 128 * KIB, zero: true });
@@ -121,7 +141,10 @@ describe.each(drivers)('the client with our server, %s driver', (driver) => {
           if (op === WRITE) model.fill(value, offset, offset + length);
           if (op === WRITE_ZEROES) model.fill(0, offset, offset + length);
           if (op === DISCARD) model.set(device.bytes.subarray(offset, offset + length), offset);
-          if (op === READ) expect(Buffer.compare(arena.bytes.subarray(at, at + length), model.subarray(offset, offset + length))).toBe(0);
+          if (op === READ)
+            expect(Buffer.compare(arena.bytes.subarray(at, at + length), model.subarray(offset, offset + length))).toBe(
+              0,
+            );
         }
         expect(Buffer.compare(device.bytes, model)).toBe(0);
       }),

@@ -109,6 +109,7 @@ export class NbdClient implements BlockDevice, ClientConnectionHost {
     const { reactor, address, exportName, contexts = [BASE_ALLOCATION] } = options;
     return shakeHands(reactor, address, async (wire, stream) => {
       const server = await join(wire, exportName, contexts);
+      wire.checkOpen();
       return new NbdClient(reactor, stream, options, server, wire.received);
     });
   }
@@ -118,7 +119,10 @@ export class NbdClient implements BlockDevice, ClientConnectionHost {
     const name = formatNbdUri(uri);
     this.logicalBlockSize = Math.max(SECTOR, server.minimumBlock);
     if (!Number.isSafeInteger(size) || size === 0 || size % this.logicalBlockSize !== 0) {
-      throw new BlksnapError('EINVAL', `Cannot use ${name}: size ${size} is not a multiple of ${this.logicalBlockSize}`);
+      throw new BlksnapError(
+        'EINVAL',
+        `Cannot use ${name}: size ${size} is not a multiple of ${this.logicalBlockSize}`,
+      );
     }
     this.name = name;
     this.size = size;
@@ -198,7 +202,14 @@ export class NbdClient implements BlockDevice, ClientConnectionHost {
       transfer.pending++;
       if (transfer.issued >= bio.length || bio.op === FLUSH) this.#dequeue();
       const offset = bio.op === FLUSH ? 0 : bio.offset + done;
-      this.#connection.submit(command, commandFlags(bio), offset, bio.op === FLUSH ? 0 : length, bio.at + done, transfer);
+      this.#connection.submit(
+        command,
+        commandFlags(bio),
+        offset,
+        bio.op === FLUSH ? 0 : length,
+        bio.at + done,
+        transfer,
+      );
     }
   }
 
@@ -240,7 +251,8 @@ export class NbdClient implements BlockDevice, ClientConnectionHost {
    *  Errors: EINVAL for a context that was not negotiated; what the server says; EPROTO. */
   async blockStatus(context: string, offset: number, length: number): Promise<StatusExtent[]> {
     const id = this.#server.contexts.get(context);
-    if (id === undefined) throw new BlksnapError('EINVAL', `Cannot ask ${this.name} for "${context}": it was not negotiated`);
+    if (id === undefined)
+      throw new BlksnapError('EINVAL', `Cannot ask ${this.name} for "${context}": it was not negotiated`);
     const asked = Math.min(length, this.#effectLimit);
     const byPayload = (this.#server.transmissionFlags & BLOCK_STATUS_PAYLOAD) !== 0 && this.#server.contexts.size > 1;
     while (!this.#connection.hasRoom && this.#connection.failure === undefined) {
@@ -253,7 +265,8 @@ export class NbdClient implements BlockDevice, ClientConnectionHost {
       };
       this.#connection.submit(CMD_BLOCK_STATUS, 0, offset, asked, 0, owner, byPayload ? id : undefined);
     });
-    if (answer.errno !== 0) throw this.#connection.failure ?? errnoError(answer.errno, `Cannot read "${context}" of ${this.name}`);
+    if (answer.errno !== 0)
+      throw this.#connection.failure ?? errnoError(answer.errno, `Cannot read "${context}" of ${this.name}`);
     try {
       return decodeStatus(answer.chunks, id, asked, this.#server.style === 'extended');
     } catch (cause) {
@@ -302,24 +315,28 @@ async function shakeHands<T>(
 ): Promise<T> {
   const stream = await reactor.connect(address);
   const wire = Wire.open(reactor.arena, stream);
+  if (wire === null) {
+    stream.close();
+    throw new BlksnapError('ENOMEM', 'Cannot connect: the arena is full');
+  }
   let timedOut = false;
   const timeout: Completion = {
     complete: () => {
       timedOut = true;
-      stream.close();
+      wire.close();
     },
   };
   const timer = reactor.timer(HANDSHAKE_LIMIT_MS, timeout);
   try {
-    if (wire === null) throw new BlksnapError('ENOMEM', 'Cannot connect: the arena is full');
     return await run(wire, stream);
   } catch (cause) {
     stream.close();
-    if (timedOut) throw new BlksnapError('ETIMEDOUT', `The NBD server did not end the handshake in ${HANDSHAKE_LIMIT_MS} ms`);
+    if (timedOut)
+      throw new BlksnapError('ETIMEDOUT', `The NBD server did not end the handshake in ${HANDSHAKE_LIMIT_MS} ms`);
     throw toBlksnapError(cause);
   } finally {
     reactor.cancelTimer(timer);
-    wire?.release();
+    wire.release();
   }
 }
 

@@ -67,7 +67,13 @@ export interface CommandRules {
 }
 
 /** Hot path. NBD_OK, or the error that the protocol asks for. `length` is the effect length. */
-export function commandError(rules: CommandRules, command: number, flags: number, offset: number, length: number): number {
+export function commandError(
+  rules: CommandRules,
+  command: number,
+  flags: number,
+  offset: number,
+  length: number,
+): number {
   const allowed = allowedFlags(rules, command);
   if (allowed < 0 || (flags & ~allowed) !== 0) return NBD_EINVAL;
   if (command === CMD_FLUSH) return offset === 0 && length === 0 ? NBD_OK : NBD_EINVAL;
@@ -79,7 +85,10 @@ export function commandError(rules: CommandRules, command: number, flags: number
     return command === CMD_WRITE || command === CMD_WRITE_ZEROES ? NBD_ENOSPC : NBD_EINVAL;
   }
   // Asking for the status of part of a block does no harm; everything else would have to read, change and write.
-  if (command !== CMD_BLOCK_STATUS && (offset % device.logicalBlockSize !== 0 || length % device.logicalBlockSize !== 0)) {
+  if (
+    command !== CMD_BLOCK_STATUS &&
+    (offset % device.logicalBlockSize !== 0 || length % device.logicalBlockSize !== 0)
+  ) {
     return NBD_EINVAL;
   }
   return limitError(rules, command, flags, length);

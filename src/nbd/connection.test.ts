@@ -64,7 +64,11 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
   let device: MemoryDevice;
   const clients: RawClient[] = [];
 
-  const connect = async (name: string, style: 'simple' | 'structured' | 'extended', contexts: readonly string[] = []): Promise<RawClient> => {
+  const connect = async (
+    name: string,
+    style: 'simple' | 'structured' | 'extended',
+    contexts: readonly string[] = [],
+  ): Promise<RawClient> => {
     const client = await RawClient.connect(world.address.path);
     clients.push(client);
     await client.greet();
@@ -104,7 +108,14 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
     const client = await connect('disk', 'simple');
     const stream = new Message();
     for (let i = 0; i < 20; i++) {
-      stream.u32(0x25609513).u16(0).u16(CMD_WRITE).u64(i).u64(i * 4096).u32(4096).raw(Buffer.alloc(4096, i + 1));
+      stream
+        .u32(0x25609513)
+        .u16(0)
+        .u16(CMD_WRITE)
+        .u64(i)
+        .u64(i * 4096)
+        .u32(4096)
+        .raw(Buffer.alloc(4096, i + 1));
     }
     for (let at = 0, part = 1; at < stream.bytes.length; at += part, part = (part * 3 + 1) % 7919) {
       client.send(stream.bytes.slice(at, at + part));
@@ -161,13 +172,21 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
   });
 
   it.each([
-    ['a wrong magic number', (client: RawClient) => client.request(CMD_READ, 0, 512, { magic: 0x12345678 }), /magic number 0x12345678/],
+    [
+      'a wrong magic number',
+      (client: RawClient) => client.request(CMD_READ, 0, 512, { magic: 0x12345678 }),
+      /magic number 0x12345678/,
+    ],
     ['an absurd payload', (client: RawClient) => client.request(CMD_WRITE, 0, 2 ** 31), /payload of 2147483648/],
-    ['leaving in the middle of a large write', (client: RawClient) => {
-      client.request(CMD_WRITE, 0, MIB);
-      client.send(Buffer.alloc(300_000));
-      client.socket.end();
-    }, /middle of a write/],
+    [
+      'leaving in the middle of a large write',
+      (client: RawClient) => {
+        client.request(CMD_WRITE, 0, MIB);
+        client.send(Buffer.alloc(300_000));
+        client.socket.end();
+      },
+      /middle of a write/,
+    ],
   ])('drops a client for %s; others notice nothing', async (_what, say, reason) => {
     const other = await connect('disk', 'structured');
     const client = await connect('disk', 'simple');
@@ -207,7 +226,13 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
     const status = await client.chunk();
     expect(status.type).toBe(REPLY_BLOCK_STATUS);
     expect(Array.from({ length: status.data.length / 4 }, (_, i) => status.data.readUInt32BE(i * 4))).toEqual([
-      1, 64 * KIB, 2, 64 * KIB, 0, MIB - 128 * KIB, 2,
+      1,
+      64 * KIB,
+      2,
+      64 * KIB,
+      0,
+      MIB - 128 * KIB,
+      2,
     ]);
     client.request(CMD_BLOCK_STATUS, 512, 1024, { flags: CMD_FLAG_REQ_ONE });
     expect((await client.chunk()).data.readUInt32BE(4)).toBe(1024);
@@ -237,7 +262,10 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
 
   it('limits a block status to the contexts of its payload', async () => {
     const blockStatus = async (_offset: number, length: number) => [{ length, flags: 1 }];
-    world.add('image', new MemoryDevice('image', MIB, world.reactor.arena), [{ name: 'x:a', blockStatus }, { name: 'x:b', blockStatus }]);
+    world.add('image', new MemoryDevice('image', MIB, world.reactor.arena), [
+      { name: 'x:a', blockStatus },
+      { name: 'x:b', blockStatus },
+    ]);
     const client = await connect('image', 'extended', ['x:a', 'x:b']);
     const ask = (...ids: number[]): void => {
       client.extended(CMD_BLOCK_STATUS, 0, 8 + 4 * ids.length, { flags: CMD_FLAG_PAYLOAD_LEN });
@@ -257,9 +285,16 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
   });
 
   it('passes on what the device says, and what a context rejects with', async () => {
-    const held = world.add('held', new HeldDevice('held', MIB, world.reactor.arena), [{ name: 'x:bad', blockStatus: () => Promise.reject(new Error('broken')) }]);
+    const held = world.add('held', new HeldDevice('held', MIB, world.reactor.arena), [
+      { name: 'x:bad', blockStatus: () => Promise.reject(new Error('broken')) },
+    ]);
     const client = await connect('held', 'structured', ['x:bad']);
-    for (const [errno, error] of [[ERRNO.EIO, NBD_EIO], [ERRNO.ESHUTDOWN, NBD_ESHUTDOWN], [ERRNO.ENOSPC, NBD_ENOSPC], [ERRNO.EOPNOTSUPP, NBD_EINVAL]] as const) {
+    for (const [errno, error] of [
+      [ERRNO.EIO, NBD_EIO],
+      [ERRNO.ESHUTDOWN, NBD_ESHUTDOWN],
+      [ERRNO.ENOSPC, NBD_ENOSPC],
+      [ERRNO.EOPNOTSUPP, NBD_EINVAL],
+    ] as const) {
       client.request(CMD_READ, 0, 512);
       await expect.poll(() => held.held.length).toBe(1);
       held.release(errno);

@@ -240,7 +240,8 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     if (this.#underWay === REQUEST_LIMIT) return MUST_WAIT;
     if (payload > 0 && payload <= COPY_LIMIT && available < this.#headerSize + payload) return NEEDS_BYTES;
     const charge = command === CMD_READ || command === CMD_WRITE || command === CMD_CACHE ? length : 0;
-    if (charge <= this.#rules.payloadLimit && this.#charged > 0 && this.#charged + charge > this.#chargeLimit) return MUST_WAIT;
+    if (charge <= this.#rules.payloadLimit && this.#charged > 0 && this.#charged + charge > this.#chargeLimit)
+      return MUST_WAIT;
     const request = this.#obtain();
     request.reset(command, flags, view.getUint32(at + 8), view.getUint32(at + 12), getU64(view, at + 16), length);
     this.#start += this.#headerSize;
@@ -456,6 +457,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
 
   #die(): void {
     this.#state = 'dead';
+    this.#outbox.stop();
     this.#stream.close();
     this.#settle();
   }

@@ -3,7 +3,30 @@ import { RawClient } from '../../test/nbd/raw-peer.ts';
 import { NbdWorld } from '../../test/nbd/world.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { MIB } from '../util/units.ts';
-import { INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_NAME, OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STARTTLS, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_TOO_BIG, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT, REP_SERVER } from './protocol.ts';
+import {
+  INFO_BLOCK_SIZE,
+  INFO_DESCRIPTION,
+  INFO_NAME,
+  OPT_ABORT,
+  OPT_EXPORT_NAME,
+  OPT_EXTENDED_HEADERS,
+  OPT_GO,
+  OPT_INFO,
+  OPT_LIST,
+  OPT_LIST_META_CONTEXT,
+  OPT_SET_META_CONTEXT,
+  OPT_STARTTLS,
+  OPT_STRUCTURED_REPLY,
+  REP_ACK,
+  REP_ERR_EXT_HEADER_REQD,
+  REP_ERR_INVALID,
+  REP_ERR_TOO_BIG,
+  REP_ERR_UNKNOWN,
+  REP_ERR_UNSUP,
+  REP_INFO,
+  REP_META_CONTEXT,
+  REP_SERVER,
+} from './protocol.ts';
 import { Message } from './wire.ts';
 
 describe('the handshake', () => {
@@ -25,7 +48,10 @@ describe('the handshake', () => {
     world.addMemory('fixed', MIB, { readOnly: true });
     const device = new MemoryDevice('with contexts', MIB, world.reactor.arena);
     const blockStatus = async (_offset: number, length: number) => [{ length, flags: 0 }];
-    world.add('image', device, [{ name: 'qemu:dirty-bitmap:a', blockStatus }, { name: 'x-y:z', blockStatus }]);
+    world.add('image', device, [
+      { name: 'qemu:dirty-bitmap:a', blockStatus },
+      { name: 'x-y:z', blockStatus },
+    ]);
   });
   afterEach(async () => {
     for (const client of clients.splice(0)) client.close();
@@ -41,7 +67,7 @@ describe('the handshake', () => {
 
   it('greets in fixed newstyle', async () => {
     const client = await connect();
-    expect((await client.greet()).toString('hex')).toBe('4e42444d41474943' + '49484156454f5054' + '0003');
+    expect((await client.greet()).toString('hex')).toBe('4e42444d4147494349484156454f50540003');
   });
 
   it('lists the exports', async () => {
@@ -56,20 +82,28 @@ describe('the handshake', () => {
     const client = await greeted();
     const [info, ack] = await client.ask(OPT_INFO, name('disk').u16(0));
     expect(ack!.type).toBe(REP_ACK);
-    // size, then: has flags, flush, fua, trim, zeroes, multi-conn, cache, fast zero
-    expect(info!.data.toString('hex')).toBe('0000' + '0000000000400000' + '0d6d');
+    // Type, size, then: has flags, flush, fua, trim, zeroes, multi-conn, cache, fast zero
+    expect(info!.data.toString('hex')).toBe('000000000000004000000d6d');
     const asked = name('disk').u16(4).u16(INFO_BLOCK_SIZE).u16(INFO_NAME).u16(INFO_DESCRIPTION).u16(999);
     const all = await client.ask(OPT_INFO, asked);
     expect(all.map(({ type }) => type)).toEqual([REP_INFO, REP_INFO, REP_INFO, REP_INFO, REP_ACK]);
     const sizes = all.find(({ data }) => data.readUInt16BE(0) === INFO_BLOCK_SIZE)!.data;
     expect([sizes.readUInt32BE(2), sizes.readUInt32BE(6), sizes.readUInt32BE(10)]).toEqual([512, 4096, 4 * MIB]);
-    expect(all.find(({ data }) => data.readUInt16BE(0) === INFO_NAME)!.data.subarray(2).toString()).toBe('disk');
+    expect(
+      all
+        .find(({ data }) => data.readUInt16BE(0) === INFO_NAME)!
+        .data.subarray(2)
+        .toString(),
+    ).toBe('disk');
     const readOnly = (await client.ask(OPT_INFO, name('fixed').u16(0)))[0]!;
     expect(readOnly.data.readUInt16BE(10) & 0b1101_0111).toBe(0b0000_0111);
   });
 
   it('enters transmission by EXPORT_NAME, with and without padding', async () => {
-    for (const [flags, length] of [[1, 134], [3, 10]] as const) {
+    for (const [flags, length] of [
+      [1, 134],
+      [3, 10],
+    ] as const) {
       const client = await connect();
       await client.greet(flags);
       client.option(OPT_EXPORT_NAME, new Message().text('disk'));
@@ -80,15 +114,31 @@ describe('the handshake', () => {
   });
 
   it.each([
-    ['an unknown name by EXPORT_NAME', (client: RawClient) => client.option(OPT_EXPORT_NAME, new Message().text('none')), /unknown export "none"/],
-    ['a wrong magic number', (client: RawClient) => client.send(new Message().text('IHAVENOT').u32(OPT_LIST).u32(0)), /magic/],
+    [
+      'an unknown name by EXPORT_NAME',
+      (client: RawClient) => client.option(OPT_EXPORT_NAME, new Message().text('none')),
+      /unknown export "none"/,
+    ],
+    [
+      'a wrong magic number',
+      (client: RawClient) => client.send(new Message().text('IHAVENOT').u32(OPT_LIST).u32(0)),
+      /magic/,
+    ],
     ['garbage', (client: RawClient) => client.send(Buffer.alloc(5000, 0xa5)), /magic/],
     ['an absurd length', (client: RawClient) => client.option(OPT_GO, new Message(), 0xffffffff), /4294967295 bytes/],
-    ['EXPORT_NAME with extended headers', (client: RawClient) => {
-      client.option(OPT_EXTENDED_HEADERS);
-      client.option(OPT_EXPORT_NAME, new Message().text('disk'));
-    }, /extended/],
-    ['a name that is not UTF-8', (client: RawClient) => client.option(OPT_EXPORT_NAME, new Message().raw(Buffer.from([0xff, 0xfe]))), /UTF-8/],
+    [
+      'EXPORT_NAME with extended headers',
+      (client: RawClient) => {
+        client.option(OPT_EXTENDED_HEADERS);
+        client.option(OPT_EXPORT_NAME, new Message().text('disk'));
+      },
+      /extended/,
+    ],
+    [
+      'a name that is not UTF-8',
+      (client: RawClient) => client.option(OPT_EXPORT_NAME, new Message().raw(Buffer.from([0xff, 0xfe]))),
+      /UTF-8/,
+    ],
   ])('drops a client for %s', async (_what, say, reason) => {
     const client = await greeted();
     say(client);
@@ -110,12 +160,21 @@ describe('the handshake', () => {
   it('refuses malformed options and goes on', async () => {
     const client = await greeted();
     await client.ask(OPT_STRUCTURED_REPLY);
-    const refused = async (option: number, data: Message): Promise<number> => (await client.ask(option, data)).at(-1)!.type;
+    const refused = async (option: number, data: Message): Promise<number> =>
+      (await client.ask(option, data)).at(-1)!.type;
     expect(await refused(OPT_GO, new Message())).toBe(REP_ERR_INVALID);
     expect(await refused(OPT_GO, new Message().u32(1000).u16(0))).toBe(REP_ERR_INVALID);
     expect(await refused(OPT_GO, name('disk').u16(3).u16(1))).toBe(REP_ERR_INVALID);
     expect(await refused(OPT_GO, name('disk').u16(0).u16(7))).toBe(REP_ERR_INVALID);
-    expect(await refused(OPT_GO, new Message().u32(2).raw(Buffer.from([0xc3, 0x28])).u16(0))).toBe(REP_ERR_INVALID);
+    expect(
+      await refused(
+        OPT_GO,
+        new Message()
+          .u32(2)
+          .raw(Buffer.from([0xc3, 0x28]))
+          .u16(0),
+      ),
+    ).toBe(REP_ERR_INVALID);
     expect(await refused(OPT_GO, name('d\0k').u16(0))).toBe(REP_ERR_INVALID);
     expect(await refused(OPT_GO, name('x'.repeat(5000)).u16(0))).toBe(REP_ERR_INVALID);
     expect(await refused(OPT_GO, name('x'.repeat(100_000)).u16(0))).toBe(REP_ERR_TOO_BIG);
@@ -140,17 +199,27 @@ describe('the handshake', () => {
 
   it('lists and selects metadata contexts', async () => {
     const client = await greeted();
-    expect((await client.ask(OPT_SET_META_CONTEXT, contexts('image', 'base:allocation')))[0]!.type).toBe(REP_ERR_INVALID);
+    expect((await client.ask(OPT_SET_META_CONTEXT, contexts('image', 'base:allocation')))[0]!.type).toBe(
+      REP_ERR_INVALID,
+    );
     await client.ask(OPT_STRUCTURED_REPLY);
     const names = async (option: number, ...queries: string[]): Promise<string[]> => {
       const replies = await client.ask(option, contexts('image', ...queries));
       expect(replies.at(-1)!.type).toBe(REP_ACK);
-      return replies.filter(({ type }) => type === REP_META_CONTEXT).map(({ data }) => `${data.readUInt32BE(0)} ${data.subarray(4).toString()}`);
+      return replies
+        .filter(({ type }) => type === REP_META_CONTEXT)
+        .map(({ data }) => `${data.readUInt32BE(0)} ${data.subarray(4).toString()}`);
     };
     expect(await names(OPT_LIST_META_CONTEXT)).toEqual(['0 base:allocation', '0 qemu:dirty-bitmap:a', '0 x-y:z']);
-    expect(await names(OPT_LIST_META_CONTEXT, 'base:', 'qemu:', 'other:')).toEqual(['0 base:allocation', '0 qemu:dirty-bitmap:a']);
+    expect(await names(OPT_LIST_META_CONTEXT, 'base:', 'qemu:', 'other:')).toEqual([
+      '0 base:allocation',
+      '0 qemu:dirty-bitmap:a',
+    ]);
     expect(await names(OPT_SET_META_CONTEXT, 'qemu:', 'base:', '', 'base:none')).toEqual([]);
-    expect(await names(OPT_SET_META_CONTEXT, 'x-y:z', 'base:allocation', 'x-y:z')).toEqual(['1 x-y:z', '2 base:allocation']);
+    expect(await names(OPT_SET_META_CONTEXT, 'x-y:z', 'base:allocation', 'x-y:z')).toEqual([
+      '1 x-y:z',
+      '2 base:allocation',
+    ]);
     expect(await names(OPT_SET_META_CONTEXT)).toEqual([]);
   });
 

@@ -85,7 +85,11 @@ class Handshake {
   async run(): Promise<Session | null> {
     const wire = this.#wire;
     await wire.put(
-      new Message().u32(INIT_MAGIC[0]).u32(INIT_MAGIC[1]).u32(OPTION_MAGIC[0]).u32(OPTION_MAGIC[1])
+      new Message()
+        .u32(INIT_MAGIC[0])
+        .u32(INIT_MAGIC[1])
+        .u32(OPTION_MAGIC[0])
+        .u32(OPTION_MAGIC[1])
         .u16(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).bytes,
     );
     await wire.flush();
@@ -113,11 +117,15 @@ class Handshake {
     const option = wire.u32();
     const length = wire.u32();
     if (length > OPTION_LIMIT) {
-      throw new BlksnapError('EPROTO', `The client sent option ${option} with ${length} bytes, want at most ${OPTION_LIMIT}`);
+      throw new BlksnapError(
+        'EPROTO',
+        `The client sent option ${option} with ${length} bytes, want at most ${OPTION_LIMIT}`,
+      );
     }
     if (length > WIRE_LIMIT) {
       await wire.skip(length);
-      if (option === OPT_EXPORT_NAME) throw new BlksnapError('EPROTO', `The client sent an export name of ${length} bytes`);
+      if (option === OPT_EXPORT_NAME)
+        throw new BlksnapError('EPROTO', `The client sent an export name of ${length} bytes`);
       return this.#refuse(option, REP_ERR_TOO_BIG, `more than ${WIRE_LIMIT} bytes`);
     }
     await wire.need(length);
@@ -144,7 +152,8 @@ class Handshake {
         return this.#info(option, data);
       case OPT_STRUCTURED_REPLY:
         expectNoData(data);
-        if (this.#style === 'extended') return this.#refuse(option, REP_ERR_EXT_HEADER_REQD, 'extended headers are in use');
+        if (this.#style === 'extended')
+          return this.#refuse(option, REP_ERR_EXT_HEADER_REQD, 'extended headers are in use');
         this.#style = 'structured';
         return this.#reply(option, REP_ACK);
       case OPT_EXTENDED_HEADERS:
@@ -162,7 +171,12 @@ class Handshake {
   async #reply(option: number, type: number, data?: Message): Promise<undefined> {
     const bytes = data?.bytes ?? new Uint8Array(0);
     await this.#wire.put(
-      new Message().u32(OPTION_REPLY_MAGIC[0]).u32(OPTION_REPLY_MAGIC[1]).u32(option).u32(type).u32(bytes.length)
+      new Message()
+        .u32(OPTION_REPLY_MAGIC[0])
+        .u32(OPTION_REPLY_MAGIC[1])
+        .u32(option)
+        .u32(type)
+        .u32(bytes.length)
         .raw(bytes).bytes,
     );
   }
@@ -176,7 +190,8 @@ class Handshake {
     const served = this.#exports.find(name);
     // The protocol has no error reply to this option.
     if (served === undefined) throw new BlksnapError('ENOENT', `The client asked for the unknown export "${name}"`);
-    if (this.#style === 'extended') throw new BlksnapError('EPROTO', 'The client used EXPORT_NAME with extended headers');
+    if (this.#style === 'extended')
+      throw new BlksnapError('EPROTO', 'The client used EXPORT_NAME with extended headers');
     const session = this.#session(served);
     const message = new Message().u64(served.device.size).u16(session.transmissionFlags);
     if (!this.#noZeroes) message.raw(new Uint8Array(EXPORT_NAME_PADDING));
@@ -214,7 +229,8 @@ class Handshake {
   async #metaContext(option: number, data: Uint8Array): Promise<undefined> {
     if (option === OPT_SET_META_CONTEXT) this.#setContexts(undefined, []);
     const { exportName, queries } = decodeContextQuery(data);
-    if (this.#style === 'simple') return this.#refuse(option, REP_ERR_INVALID, 'structured replies were not negotiated');
+    if (this.#style === 'simple')
+      return this.#refuse(option, REP_ERR_INVALID, 'structured replies were not negotiated');
     const served = this.#exports.find(exportName);
     if (served === undefined) return this.#refuse(option, REP_ERR_UNKNOWN, `no export "${exportName}"`);
     if (option === OPT_LIST_META_CONTEXT) {
@@ -224,7 +240,8 @@ class Handshake {
       return this.#reply(option, REP_ACK);
     }
     const selected = selectContexts(served, queries);
-    if (selected.length > CONTEXT_LIMIT) return this.#refuse(option, REP_ERR_TOO_BIG, `more than ${CONTEXT_LIMIT} contexts`);
+    if (selected.length > CONTEXT_LIMIT)
+      return this.#refuse(option, REP_ERR_TOO_BIG, `more than ${CONTEXT_LIMIT} contexts`);
     this.#setContexts(served, selected);
     for (const { id, context } of selected) {
       await this.#reply(option, REP_META_CONTEXT, new Message().u32(id).text(context.name));

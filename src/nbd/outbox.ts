@@ -51,6 +51,7 @@ export class Outbox<Message extends Outgoing> implements Completion {
   readonly #ready = new OutgoingQueue<Message>();
   readonly #sent = new OutgoingQueue<Message>();
   #flushing = false;
+  #stopped = false;
   /** When the send under way began; Infinity when there is none. */
   sendingSinceMs = Infinity;
   readonly #flush = (): void => this.#send();
@@ -70,9 +71,15 @@ export class Outbox<Message extends Outgoing> implements Completion {
     this.#sendSoon();
   }
 
+  /** The stream was closed: no send is started any more. */
+  stop(): void {
+    this.#stopped = true;
+  }
+
   /** Gives up what is not being sent. Only when no send is under way. */
   clear(): void {
-    for (let message = this.#ready.shift(); message !== null; message = this.#ready.shift()) this.#host.messageLeft(message);
+    for (let message = this.#ready.shift(); message !== null; message = this.#ready.shift())
+      this.#host.messageLeft(message);
   }
 
   #sendSoon(): void {
@@ -83,8 +90,12 @@ export class Outbox<Message extends Outgoing> implements Completion {
 
   #send(): void {
     this.#flushing = false;
-    if (this.sending || this.#ready.head === null) return;
-    for (let message: Message | null = this.#ready.head; message !== null && this.#queue(message); message = this.#ready.head) {
+    if (this.sending || this.#stopped || this.#ready.head === null) return;
+    for (
+      let message: Message | null = this.#ready.head;
+      message !== null && this.#queue(message);
+      message = this.#ready.head
+    ) {
       this.#sent.push(this.#ready.shift()!);
     }
     this.sendingSinceMs = this.#reactor.now();
@@ -107,7 +118,8 @@ export class Outbox<Message extends Outgoing> implements Completion {
   /** The send has ended. */
   complete(result: number): void {
     this.sendingSinceMs = Infinity;
-    for (let message = this.#sent.shift(); message !== null; message = this.#sent.shift()) this.#host.messageLeft(message);
+    for (let message = this.#sent.shift(); message !== null; message = this.#sent.shift())
+      this.#host.messageLeft(message);
     if (result >= 0 && this.#ready.head !== null) this.#sendSoon();
     this.#host.sendEnded(Math.min(result, 0));
   }

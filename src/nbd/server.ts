@@ -42,7 +42,7 @@ export class NbdServer implements ConnectionHost {
   readonly #connectionLimit: number;
   readonly #listeners = new Set<Listener>();
   /** In the handshake. */
-  readonly #arriving = new Set<Stream>();
+  readonly #arriving = new Set<Wire>();
   /** In transmission, and who is told of the end. */
   readonly #connections = new Map<Connection, Array<() => void>>();
   readonly #serving = new Set<Promise<void>>();
@@ -98,28 +98,32 @@ export class NbdServer implements ConnectionHost {
       this.#refuse(stream, refusal ?? 'no memory for one more handshake');
       return;
     }
-    this.#arriving.add(stream);
-    const session = await this.#shakeHands(stream, wire);
-    this.#arriving.delete(stream);
+    this.#arriving.add(wire);
+    const session = await this.#shakeHands(wire);
+    this.#arriving.delete(wire);
     const connection = session === null ? null : this.#connect(stream, session, wire.received);
     wire.release();
     if (connection === null) stream.close();
     else await this.#transmit(connection);
   }
 
-  async #shakeHands(stream: Stream, wire: Wire): Promise<Session | null> {
+  async #shakeHands(wire: Wire): Promise<Session | null> {
     let timedOut = false;
     const timeout: Completion = {
       complete: () => {
         timedOut = true;
-        stream.close();
+        wire.close();
       },
     };
     const timer = this.reactor.timer(this.#handshakeLimitMs, timeout);
     try {
-      return await negotiate(wire, this.#exports, this.reactor.arena);
+      const session = await negotiate(wire, this.#exports, this.reactor.arena);
+      wire.checkOpen();
+      return session;
     } catch (cause) {
-      this.#onDropped(timedOut ? `no end of the handshake in ${this.#handshakeLimitMs} ms` : toBlksnapError(cause).message);
+      this.#onDropped(
+        timedOut ? `no end of the handshake in ${this.#handshakeLimitMs} ms` : toBlksnapError(cause).message,
+      );
       return null;
     } finally {
       this.reactor.cancelTimer(timer);
@@ -163,7 +167,9 @@ export class NbdServer implements ConnectionHost {
   }
 
   async #end(connections: readonly Connection[]): Promise<void> {
-    const ended = connections.map((connection) => new Promise<void>((resolve) => this.#connections.get(connection)!.push(resolve)));
+    const ended = connections.map(
+      (connection) => new Promise<void>((resolve) => this.#connections.get(connection)!.push(resolve)),
+    );
     for (const connection of connections) connection.shutDown();
     const grace = this.reactor.timer(GRACE_MS, {
       complete: () => {
@@ -179,7 +185,7 @@ export class NbdServer implements ConnectionHost {
   async close(): Promise<void> {
     this.#closed = true;
     for (const listener of this.#listeners) listener.close();
-    for (const stream of this.#arriving) stream.close();
+    for (const wire of this.#arriving) wire.close();
     await this.#end([...this.#connections.keys()]);
     await Promise.all(this.#serving);
   }

@@ -42,7 +42,8 @@ describe('NBD URIs', () => {
       }),
     );
     const uri = fc.record({ address, exportName: fc.string({ unit: 'binary' }) });
-    fc.assert(fc.property(uri, (one) => {
+    fc.assert(
+      fc.property(uri, (one) => {
         expect(parseNbdUri(formatNbdUri(one))).toEqual(one);
       }),
     );

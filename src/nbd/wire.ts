@@ -21,6 +21,7 @@ export class Wire {
   #start = 0;
   #end = 0;
   #put = 0;
+  #closed = false;
 
   /** Null when the arena has no room for one more handshake. */
   static open(arena: Arena, stream: Stream): Wire | null {
@@ -37,6 +38,17 @@ export class Wire {
     this.#stream = stream;
     this.#in = input;
     this.#out = output;
+  }
+
+  /** Closes the stream, at any time; whoever waits or comes later gets ECANCELED. */
+  close(): void {
+    this.#closed = true;
+    this.#stream.close();
+  }
+
+  /** Errors: ECANCELED after `close`. */
+  checkOpen(): void {
+    if (this.#closed) throw new BlksnapError('ECANCELED', 'The connection was closed');
   }
 
   /** Gives the buffers back. Not while `need` or `flush` is under way. */
@@ -60,9 +72,11 @@ export class Wire {
       this.#start = 0;
     }
     while (this.#end - this.#start < length) {
+      this.checkOpen();
       const result = await completed((c) => this.#stream.receive(this.#in + this.#end, WIRE_LIMIT - this.#end, c));
       if (result === 0 && first && this.#end === this.#start) return false;
-      if (result === 0) throw new BlksnapError('ECONNRESET', 'The peer closed the connection in the middle of a message');
+      if (result === 0)
+        throw new BlksnapError('ECONNRESET', 'The peer closed the connection in the middle of a message');
       if (result < 0) throw errnoError(-result, 'Cannot receive');
       this.#end += result;
     }
@@ -71,7 +85,7 @@ export class Wire {
 
   /** Reads and forgets. */
   async skip(length: number): Promise<void> {
-    for (let left = length; left > 0; ) {
+    for (let left = length; left > 0;) {
       const part = Math.min(left, WIRE_LIMIT);
       await this.need(part);
       this.#start += part;
@@ -102,7 +116,7 @@ export class Wire {
 
   /** Adds bytes to what `flush` sends; sends by itself when the buffer is full. */
   async put(bytes: Uint8Array): Promise<void> {
-    for (let done = 0; done < bytes.length; ) {
+    for (let done = 0; done < bytes.length;) {
       if (this.#put === WIRE_LIMIT) await this.flush();
       const part = bytes.subarray(done, done + WIRE_LIMIT - this.#put);
       this.#arena.bytes.set(part, this.#out + this.#put);
@@ -113,6 +127,7 @@ export class Wire {
 
   async flush(): Promise<void> {
     if (this.#put === 0) return;
+    this.checkOpen();
     assert(this.#stream.queue(this.#out, this.#put), 'nothing else is queued');
     this.#put = 0;
     const result = await completed((c) => this.#stream.send(c));

@@ -22,6 +22,13 @@ async function run(program: string, ...args: readonly string[]): Promise<string>
   return stdout;
 }
 
+function randomBytes(seed: number, length: number): Uint8Array {
+  const bytes = new Uint8Array(length);
+  const prng = new Prng(seed);
+  prng.fill(bytes.subarray(0));
+  return bytes;
+}
+
 interface NbdInfo {
   readonly exports: ReadonlyArray<Record<string, unknown>>;
 }
@@ -34,8 +41,7 @@ describe.each(drivers)('clients of our server, %s driver', (driver) => {
     image = path.join(world.dir, 'disk.img');
     const fd = fs.openSync(image, 'w');
     fs.ftruncateSync(fd, SIZE);
-    const data = new Uint8Array(MIB);
-    new Prng(1).fill(data);
+    const data = randomBytes(1, MIB);
     fs.writeSync(fd, data, 0, MIB, 4 * MIB);
     fs.closeSync(fd);
     world.add('disk', await openDevice(image, { reactor: world.reactor }));
@@ -65,7 +71,11 @@ describe.each(drivers)('clients of our server, %s driver', (driver) => {
     const list = JSON.parse(await run('nbdinfo', '--list', '--json', world.uri())) as NbdInfo;
     expect(list.exports.map((each) => each['export-name'])).toEqual(['disk', 'second']);
     expect(list.exports[1]).toMatchObject({ is_read_only: true, can_trim: false, description: 'the device second' });
-    const map = JSON.parse(await run('nbdinfo', '--map', '--json', world.uri('disk'))) as Array<{ offset: number; length: number; type: number }>;
+    const map = JSON.parse(await run('nbdinfo', '--map', '--json', world.uri('disk'))) as Array<{
+      offset: number;
+      length: number;
+      type: number;
+    }>;
     expect(map).toEqual([
       { offset: 0, length: 4 * MIB, type: 3, description: 'hole,zero' },
       { offset: 4 * MIB, length: MIB, type: 0, description: 'data' },
@@ -80,11 +90,18 @@ describe.each(drivers)('clients of our server, %s driver', (driver) => {
     const blockStatus = async (offset: number, length: number) => {
       const dirtyEnd = 128 * KIB;
       const runs = offset < dirtyEnd ? [{ length: Math.min(length, dirtyEnd - offset), flags: 1 }] : [];
-      return offset + length > dirtyEnd ? [...runs, { length: offset + length - Math.max(offset, dirtyEnd), flags: 0 }] : runs;
+      return offset + length > dirtyEnd
+        ? [...runs, { length: offset + length - Math.max(offset, dirtyEnd), flags: 0 }]
+        : runs;
     };
     world.add('image', device, [{ name: 'qemu:dirty-bitmap:b0', blockStatus }]);
-    const map = JSON.parse(await run('nbdinfo', '--map=qemu:dirty-bitmap:b0', '--json', world.uri('image'))) as unknown[];
-    expect(map).toMatchObject([{ offset: 0, length: 128 * KIB, type: 1 }, { offset: 128 * KIB, length: SIZE - 128 * KIB, type: 0 }]);
+    const map = JSON.parse(
+      await run('nbdinfo', '--map=qemu:dirty-bitmap:b0', '--json', world.uri('image')),
+    ) as unknown[];
+    expect(map).toMatchObject([
+      { offset: 0, length: 128 * KIB, type: 1 },
+      { offset: 128 * KIB, length: SIZE - 128 * KIB, type: 0 },
+    ]);
     world.exports.delete('image');
   });
 
@@ -94,8 +111,7 @@ describe.each(drivers)('clients of our server, %s driver', (driver) => {
     await run('nbdcopy', world.uri('disk'), copy);
     expect(Buffer.compare(fs.readFileSync(copy), fs.readFileSync(image))).toBe(0);
     const other = path.join(world.dir, 'other.img');
-    const data = new Uint8Array(SIZE);
-    new Prng(2).fill(data);
+    const data = randomBytes(2, SIZE);
     data.fill(0, 3 * MIB, 7 * MIB);
     fs.writeFileSync(other, data);
     await run('nbdcopy', '--flush', other, world.uri('disk'));
@@ -106,10 +122,18 @@ describe.each(drivers)('clients of our server, %s driver', (driver) => {
     requirePrograms(context, 'qemu-img');
     const copy = path.join(world.dir, 'copy.qcow2');
     await run('qemu-img', 'convert', '-f', 'raw', '-O', 'qcow2', world.uri('disk'), copy);
-    expect(await run('qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2', world.uri('disk'), copy)).toContain('identical');
+    expect(await run('qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2', world.uri('disk'), copy)).toContain(
+      'identical',
+    );
     await run('qemu-img', 'convert', '-n', '-f', 'qcow2', '-O', 'raw', copy, world.uri('disk'));
-    expect(await run('qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2', world.uri('disk'), copy)).toContain('identical');
-    const map = JSON.parse(await run('qemu-img', 'map', '-f', 'raw', '--output=json', world.uri('disk'))) as Array<{ start: number; data: boolean; zero: boolean }>;
+    expect(await run('qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2', world.uri('disk'), copy)).toContain(
+      'identical',
+    );
+    const map = JSON.parse(await run('qemu-img', 'map', '-f', 'raw', '--output=json', world.uri('disk'))) as Array<{
+      start: number;
+      data: boolean;
+      zero: boolean;
+    }>;
     expect(map.find(({ start }) => start === 4 * MIB)).toMatchObject({ data: true, zero: false });
     expect(map[0]).toMatchObject({ data: false, zero: true });
   });
@@ -117,12 +141,34 @@ describe.each(drivers)('clients of our server, %s driver', (driver) => {
   it('qemu-io writes patterns and finds them again', async (context) => {
     requirePrograms(context, 'qemu-io');
     const commands = [
-      'write -P 1 0 64k', 'write -P 2 512 512', 'read -P 1 0 512', 'read -P 2 512 512', 'read -P 1 1k 63k',
-      'write -f -P 3 1M 5M', 'read -P 3 1M 5M', 'write -z 2M 64k', 'read -P 0 2M 64k', 'write -z -u 3M 1M', 'read -P 0 3M 1M',
-      'discard 5M 1M', 'flush', 'aio_write -P 7 8M 1M', 'aio_write -P 8 9M 1M', 'aio_flush', 'read -P 7 8M 1M', 'read -P 8 9M 1M',
-      'write -P 9 16776704 512', 'read -P 9 16776704 512',
+      'write -P 1 0 64k',
+      'write -P 2 512 512',
+      'read -P 1 0 512',
+      'read -P 2 512 512',
+      'read -P 1 1k 63k',
+      'write -f -P 3 1M 5M',
+      'read -P 3 1M 5M',
+      'write -z 2M 64k',
+      'read -P 0 2M 64k',
+      'write -z -u 3M 1M',
+      'read -P 0 3M 1M',
+      'discard 5M 1M',
+      'flush',
+      'aio_write -P 7 8M 1M',
+      'aio_write -P 8 9M 1M',
+      'aio_flush',
+      'read -P 7 8M 1M',
+      'read -P 8 9M 1M',
+      'write -P 9 16776704 512',
+      'read -P 9 16776704 512',
     ];
-    const output = await run('qemu-io', '-f', 'raw', ...commands.flatMap((command) => ['-c', command]), world.uri('disk'));
+    const output = await run(
+      'qemu-io',
+      '-f',
+      'raw',
+      ...commands.flatMap((command) => ['-c', command]),
+      world.uri('disk'),
+    );
     expect(output).not.toMatch(/fail|error/i);
     const bytes = fs.readFileSync(image);
     expect([bytes[511], bytes[512], bytes[1024], bytes[9 * MIB], bytes[SIZE - 1]]).toEqual([1, 2, 1, 8, 9]);
@@ -130,7 +176,14 @@ describe.each(drivers)('clients of our server, %s driver', (driver) => {
 
   it('fio verifies what it wrote', async (context) => {
     requirePrograms(context, 'fio');
-    const args = ['--name=verify', '--ioengine=nbd', `--uri=${world.uri('disk')}`, '--rw=randwrite', '--bsrange=512-128k', '--bs_unaligned=0'];
+    const args = [
+      '--name=verify',
+      '--ioengine=nbd',
+      `--uri=${world.uri('disk')}`,
+      '--rw=randwrite',
+      '--bsrange=512-128k',
+      '--bs_unaligned=0',
+    ];
     await run('fio', ...args, '--iodepth=16', `--size=${SIZE}`, '--verify=crc32c', '--verify_fatal=1', '--randseed=7');
   });
 

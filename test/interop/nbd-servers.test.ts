@@ -61,7 +61,11 @@ describe.each(drivers)('servers for our client, %s driver', (driver) => {
       });
     await expect.poll(() => (child.exitCode === null ? answers() : said), { timeout: 10_000, interval: 20 }).toBe(true);
   };
-  const connect = async (exportName: string, contexts?: readonly string[], address: SocketAddress = { kind: 'unix', path: socket }) => {
+  const connect = async (
+    exportName: string,
+    contexts?: readonly string[],
+    address: SocketAddress = { kind: 'unix', path: socket },
+  ) => {
     client = await NbdClient.connect({ reactor, address, exportName, ...(contexts && { contexts }) });
     return client;
   };
@@ -96,7 +100,9 @@ describe.each(drivers)('servers for our client, %s driver', (driver) => {
     for (let offset = 0; offset < device.size; offset += 2 * MIB) {
       const length = Math.min(2 * MIB, device.size - offset);
       await run(READ, offset, length);
-      expect(Buffer.compare(reactor.arena.bytes.subarray(at, at + length), model.subarray(offset, offset + length))).toBe(0);
+      expect(
+        Buffer.compare(reactor.arena.bytes.subarray(at, at + length), model.subarray(offset, offset + length)),
+      ).toBe(0);
     }
     reactor.arena.release(at);
   };
@@ -119,8 +125,17 @@ describe.each(drivers)('servers for our client, %s driver', (driver) => {
   it('nbdkit without structured replies, read-only, and with errors', async (context: TestContext) => {
     requirePrograms(context, 'nbdkit');
     const filters = ['--filter=error', '--filter=blocksize-policy'];
-    const parameters = ['1M', 'error-pread=EIO', 'error-pread-rate=100%', 'blocksize-minimum=4096', 'blocksize-maximum=64K', 'blocksize-error-policy=error'];
-    await start('nbdkit', ['--foreground', '--no-sr', '-r', '--unix', socket, ...filters, 'memory', ...parameters], { path: socket });
+    const parameters = [
+      '1M',
+      'error-pread=EIO',
+      'error-pread-rate=100%',
+      'blocksize-minimum=4096',
+      'blocksize-maximum=64K',
+      'blocksize-error-policy=error',
+    ];
+    await start('nbdkit', ['--foreground', '--no-sr', '-r', '--unix', socket, ...filters, 'memory', ...parameters], {
+      path: socket,
+    });
     const device = await connect('');
     expect(device).toMatchObject({ readOnly: true, logicalBlockSize: 4096, contexts: [] });
     expect(await device.extents(0, MIB)).toEqual([{ length: MIB, hole: false, zero: false }]);
@@ -133,7 +148,11 @@ describe.each(drivers)('servers for our client, %s driver', (driver) => {
 
   it('qemu-nbd', async (context: TestContext) => {
     requirePrograms(context, 'qemu-nbd');
-    await start('qemu-nbd', ['--persistent', '--format=raw', '--discard=unmap', '-x', 'disk', `--socket=${socket}`, newImage()], { path: socket });
+    await start(
+      'qemu-nbd',
+      ['--persistent', '--format=raw', '--discard=unmap', '-x', 'disk', `--socket=${socket}`, newImage()],
+      { path: socket },
+    );
     expect((await listExports(reactor, { kind: 'unix', path: socket })).map(({ name }) => name)).toEqual(['disk']);
     await exercise(await connect('disk'));
     await client!.close();
@@ -143,11 +162,16 @@ describe.each(drivers)('servers for our client, %s driver', (driver) => {
   it('a dirty bitmap of QEMU', async (context: TestContext) => {
     requirePrograms(context, 'qemu-nbd', 'qemu-img', 'qemu-io');
     const image = path.join(dir, 'disk.qcow2');
-    const run = (program: string, ...args: readonly string[]): void => void execFileSync(program, args, { stdio: 'pipe' });
+    const run = (program: string, ...args: readonly string[]): void =>
+      void execFileSync(program, args, { stdio: 'pipe' });
     run('qemu-img', 'create', '-f', 'qcow2', image, String(SIZE));
     run('qemu-img', 'bitmap', '--add', '-g', '64k', image, 'b0');
     run('qemu-io', '-f', 'qcow2', '-c', 'write -P 1 1M 64k', '-c', 'write -P 1 5M 1M', image);
-    await start('qemu-nbd', ['--persistent', '--read-only', '--format=qcow2', '--bitmap=b0', `--socket=${socket}`, image], { path: socket });
+    await start(
+      'qemu-nbd',
+      ['--persistent', '--read-only', '--format=qcow2', '--bitmap=b0', `--socket=${socket}`, image],
+      { path: socket },
+    );
     const device = await connect('', ['base:allocation', 'qemu:dirty-bitmap:b0']);
     expect(device.contexts.toSorted()).toEqual(['base:allocation', 'qemu:dirty-bitmap:b0']);
     const dirty: Array<{ offset: number; length: number }> = [];
@@ -157,14 +181,20 @@ describe.each(drivers)('servers for our client, %s driver', (driver) => {
         offset += length;
       }
     }
-    expect(dirty).toEqual([{ offset: MIB, length: 64 * KIB }, { offset: 5 * MIB, length: MIB }]);
+    expect(dirty).toEqual([
+      { offset: MIB, length: 64 * KIB },
+      { offset: 5 * MIB, length: MIB },
+    ]);
   });
 
   it('nbd-server', async (context: TestContext) => {
     requirePrograms(context, 'nbd-server');
     const port = await freePort();
     const config = path.join(dir, 'config');
-    fs.writeFileSync(config, `[generic]\nallowlist = true\nlistenaddr = 127.0.0.1\nport = ${port}\n[disk]\nexportname = ${newImage()}\nflush = true\nfua = true\ntrim = true\n`);
+    fs.writeFileSync(
+      config,
+      `[generic]\nallowlist = true\nlistenaddr = 127.0.0.1\nport = ${port}\n[disk]\nexportname = ${newImage()}\nflush = true\nfua = true\ntrim = true\n`,
+    );
     // It has no way to serve several connections in the foreground.
     const pidFile = path.join(dir, 'pid');
     execFileSync('nbd-server', ['-C', config, '-p', pidFile], { stdio: 'ignore' });
@@ -184,7 +214,10 @@ describe.each(drivers)('servers for our client, %s driver', (driver) => {
     const talker = net.createServer((peer) => peer.end('220 mail.example.com ESMTP ready\r\n'));
     talker.listen(socket);
     await once(talker, 'listening');
-    await expect(NbdClient.connect({ reactor, address, exportName: '' })).rejects.toMatchObject({ code: 'EPROTO', message: expect.stringContaining('greet') as string });
+    await expect(NbdClient.connect({ reactor, address, exportName: '' })).rejects.toMatchObject({
+      code: 'EPROTO',
+      message: expect.stringContaining('greet') as string,
+    });
     talker.close();
   });
 });
