@@ -3,6 +3,7 @@
 import { execFile, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 
 import { MIB } from '../src/util/units.ts';
@@ -45,10 +46,7 @@ function image(name: string): string {
 }
 
 async function write(disk: string, offset: number, length: number): Promise<void> {
-  await new Promise<void>((resolve, reject) => {
-    const command = `write -P 0x5a ${offset} ${length}`;
-    execFile('qemu-io', ['-f', 'raw', '-c', command, daemon.uri(disk)], (cause) => (cause ? reject(cause) : resolve()));
-  });
+  await promisify(execFile)('qemu-io', ['-f', 'raw', '-c', `write -P 0x5a ${offset} ${length}`, daemon.uri(disk)]);
 }
 
 beforeAll(async () => {
@@ -160,10 +158,12 @@ describe.sequential('the console tool', () => {
     const watcher = blksnap('snapshot_watcher', '-i', id);
     await write('first', 0, 4 * MIB);
     const seen: string[] = [];
-    for (let i = 0; i < 3; i++) seen.push(await says('snapshot_waitevent', '-i', id, '-t', '5000'));
+    while (!/event=corrupted/.test(seen.at(-1) ?? ''))
+      seen.push(await says('snapshot_waitevent', '-i', id, '-t', '5000'));
     const names = seen.map((text) => /^result=ok\ntime=\d{19}\nevent=(\w+)\n/.exec(text)?.[1]);
-    expect(names).toEqual(['low_free_space', 'no_space', 'corrupted']);
-    expect(seen[2]).toMatch(/\ndevice=first\nerror=-28\n$/);
+    expect(names.slice(-2)).toEqual(['no_space', 'corrupted']);
+    expect(names.slice(0, -2).filter((name) => name !== 'low_free_space')).toEqual([]);
+    expect(seen.at(-1)).toMatch(/\ndevice=first\nerror=-28\n$/);
     expect(await says('snapshot_waitevent', '-i', id, '-t', '0')).toBe('result=timeout\n');
     expect(await says('snapshot_info', '-d', 'first', '-f', 'error_code')).toBe('-28\n');
     const watched = await watcher;
