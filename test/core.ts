@@ -12,6 +12,8 @@ import type { BioSink } from '../src/block/bio.ts';
 import { Disk } from '../src/block/disk.ts';
 import { openDevice } from '../src/block/open.ts';
 import type { SnapshotEvent } from '../src/blksnap/events.ts';
+import { DEFAULT_PARAMETERS } from '../src/blksnap/parameters.ts';
+import type { Parameters } from '../src/blksnap/parameters.ts';
 import { SnapshotSet } from '../src/blksnap/snapshot-set.ts';
 import { Tracker } from '../src/blksnap/tracker.ts';
 import { MIB } from '../src/util/units.ts';
@@ -25,19 +27,25 @@ export class Core {
   readonly #copyMemory: Arena;
   readonly #copyAt: number;
   readonly #disks: Disk[] = [];
+  readonly #parameters: Parameters;
 
-  static async open(options: { driver?: DriverName; copyMemoryBytes?: number } = {}): Promise<Core> {
-    const reactor = await openReactor({ ...(options.driver && { driver: options.driver }), arenaBytes: 32 * MIB, cooperative: true });
-    return new Core(reactor, options.copyMemoryBytes ?? MIB);
+  static async open(options: { driver?: DriverName; copyMemoryBytes?: number; parameters?: Partial<Parameters> } = {}): Promise<Core> {
+    const reactor = await openReactor({
+      ...(options.driver && { driver: options.driver }),
+      arenaBytes: 32 * MIB,
+      cooperative: true,
+    });
+    return new Core(reactor, options.copyMemoryBytes ?? MIB, { ...DEFAULT_PARAMETERS, ...options.parameters });
   }
 
-  private constructor(reactor: Reactor, copyMemoryBytes: number) {
+  private constructor(reactor: Reactor, copyMemoryBytes: number, parameters: Parameters) {
+    this.#parameters = parameters;
     this.directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-core-'));
     this.reactor = reactor;
     this.#copyAt = reactor.arena.allocate(copyMemoryBytes);
     const { bytes, address } = reactor.arena;
     this.#copyMemory = new Arena(bytes.buffer, address, { at: this.#copyAt, length: copyMemoryBytes });
-    this.set = new SnapshotSet({ reactor, pool: this.pool, onEvent: (event) => this.events.push(event) });
+    this.set = new SnapshotSet({ reactor, pool: this.pool, parameters, onEvent: (event) => this.events.push(event) });
   }
 
   path(name: string): string {
@@ -45,7 +53,11 @@ export class Core {
   }
 
   /** A disk over a new file (or the one that is there) with a tracker. */
-  async disk(name: string, size: number, cowTimeoutMs?: number): Promise<{ disk: Disk; tracker: Tracker; file: string }> {
+  async disk(
+    name: string,
+    size: number,
+    cowTimeoutMs?: number,
+  ): Promise<{ disk: Disk; tracker: Tracker; file: string }> {
     const file = this.path(name);
     if (!fs.existsSync(file)) fs.writeFileSync(file, Buffer.alloc(size, `${name} `));
     const disk = new Disk(name, await openDevice(file, { reactor: this.reactor }));
@@ -55,7 +67,7 @@ export class Core {
       copyMemory: this.#copyMemory,
       mapPath: this.path(`${name}.map`),
       originPath: file,
-      ...(cowTimeoutMs !== undefined && { cowTimeoutMs }),
+      parameters: { ...this.#parameters, ...(cowTimeoutMs !== undefined && { cowTimeoutMs }) },
     });
     await disk.attachFilter(tracker);
     this.#disks.push(disk);

@@ -1,5 +1,6 @@
 /** The daemon as a process: starts it and its API, and ends both in order on SIGINT or SIGTERM. */
 
+import type { Parameters } from '../blksnap/parameters.ts';
 import { Daemon } from '../daemon/daemon.ts';
 import { openLog } from '../daemon/log.ts';
 import type { LogLevel } from '../daemon/log.ts';
@@ -8,7 +9,6 @@ import type { DriverName } from '../io/open.ts';
 import type { SocketAddress } from '../io/reactor.ts';
 import type { BlksnapError } from '../util/errors.ts';
 import { VERSION } from '../util/version.ts';
-import { serveApi } from './server.ts';
 
 export interface DaemonProcessOptions {
   /** Where its sockets and state go; undefined for the place by convention. */
@@ -17,6 +17,7 @@ export interface DaemonProcessOptions {
   readonly nbd: SocketAddress | null;
   /** Null: the best that works. */
   readonly driver: DriverName | null;
+  readonly parameters: Parameters;
   /** Attached at the start, unless they are. */
   readonly disks: readonly string[];
   readonly logLevel: LogLevel;
@@ -37,8 +38,10 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
   for (const signal of signals) process.once(signal, onSignal);
 
   const paths = daemonPaths(options.dir);
-  const { nbd, driver } = options;
-  const daemon = await Daemon.start({ paths, nbd, driver, log, onFatal: end });
+  const { nbd, driver, parameters } = options;
+  const starting = Daemon.start({ paths, nbd, driver, parameters, log, onFatal: end });
+  // The API's code loads while the I/O thread starts.
+  const [{ serveApi }, daemon] = await Promise.all([import('./server.ts'), starting]);
   try {
     await attachMissing(daemon, options.disks);
     const api = await serveApi(paths.apiSocket, daemon, log);

@@ -25,6 +25,22 @@ const failure = shape<FailureView>()(z.object({ code: errorCode, message: z.stri
 
 export const errorBody = z.object({ error: failure }).openapi('Error');
 
+const parametersView = shape<StatusView['parameters']>()(
+  z
+    .object({
+      trackingBlockMinShift: z.int(),
+      trackingBlockMaxShift: z.int(),
+      trackingBlockMaxCount: z.int(),
+      arenaBytes: bytes,
+      copyMemoryBytes: bytes,
+      cowTimeoutMs: z.int(),
+      storagePortionBytes: bytes,
+      maxSnapshots: z.int(),
+      maxSnapshotsPerDisk: z.int(),
+    })
+    .openapi('Parameters', { description: 'What the daemon was started with; docs/parameters.md' }),
+);
+
 export const statusView = shape<StatusView>()(
   z
     .object({
@@ -36,6 +52,7 @@ export const statusView = shape<StatusView>()(
       driver: z.string().openapi({ description: 'The I/O driver in use' }),
       driverReason: z.string().openapi({ description: 'Why it is not io_uring; empty when it is' }),
       nbdUri: z.string(),
+      parameters: parametersView,
       disks: z.int(),
       failedDisks: z.int(),
       snapshots: z.int(),

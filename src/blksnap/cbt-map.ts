@@ -205,8 +205,10 @@ function doubtAbout(fd: number, length: number, shift: number, options: CbtMapOp
   }
   const size = Number(header.getBigUint64(16, true));
   if (size !== options.deviceSize) return `the disk was resized from ${size} to ${options.deviceSize} bytes`;
+  const stored = header.getUint32(12, true);
+  if (stored !== shift) return `the tracking block was changed from ${2 ** stored} to ${2 ** shift} bytes`;
   const number = header.getUint32(24, true);
-  if (header.getUint32(12, true) !== shift || fs.fstatSync(fd).size !== length || number < 1 || number > MAX_NUMBER) {
+  if (fs.fstatSync(fd).size !== length || number < 1 || number > MAX_NUMBER) {
     return 'the stored change map is not readable';
   }
   const now = options.originPath === null ? null : originIdentity(options.originPath);
@@ -224,9 +226,15 @@ function doubtAfterKill(header: DataView, now: OriginIdentity | null): string {
   if (text(header, 72) !== bootId()) return 'the machine stopped before the disk was detached';
   const then = storedIdentity(header);
   if (then?.id !== now?.id || then?.kind !== now?.kind) return 'the disk is another one than before';
-  if (now?.kind === 'device') return 'the daemon ended without detaching a kernel device, which others may have written since';
+  if (now?.kind === 'device')
+    return 'the daemon ended without detaching a kernel device, which others may have written since';
   const lastMarkMs = header.getFloat64(LAST_MARK, true);
-  if (now !== null && then !== null && now.version !== then.version && Number(now.version / 1_000_000n) > lastMarkMs + KILL_SLACK_MS) {
+  if (
+    now !== null &&
+    then !== null &&
+    now.version !== then.version &&
+    Number(now.version / 1_000_000n) > lastMarkMs + KILL_SLACK_MS
+  ) {
     return 'the disk was written while it was not attached';
   }
   return '';
@@ -235,7 +243,11 @@ function doubtAfterKill(header: DataView, now: OriginIdentity | null): string {
 function storedIdentity(header: DataView): OriginIdentity | null {
   const kind = header.getUint32(112, true);
   if (kind === 0) return null;
-  return { kind: kind === 1 ? 'file' : 'device', id: header.getBigUint64(120, true), version: header.getBigUint64(128, true) };
+  return {
+    kind: kind === 1 ? 'file' : 'device',
+    id: header.getBigUint64(120, true),
+    version: header.getBigUint64(128, true),
+  };
 }
 
 function text(header: DataView, at: number): string {

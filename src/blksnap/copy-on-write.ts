@@ -95,7 +95,9 @@ export class CopyOnWrite implements CowRunOwner {
     const index = this.#areas.indexOf(area);
     const older = this.#areas.findLastIndex((other, i) => i < index && other.active);
     if (older >= 0) area.discard((chunk) => this.#unsavedBetween(older, index, chunk));
-    const useless = this.#areas.filter((other, i) => !other.alive && !this.#areas.some((user, j) => j < i && user.active));
+    const useless = this.#areas.filter(
+      (other, i) => !other.alive && !this.#areas.some((user, j) => j < i && user.active),
+    );
     this.#areas = this.#areas.filter((other) => !useless.includes(other));
     this.#findLive();
     this.#wakeStarved();

@@ -82,7 +82,8 @@ export class ImageOverlay {
     reactor.arena.bytes.fill(0, at, at + CHUNK);
     const status = await runBio(pool, image, { op: READ, offset: start, length, at });
     if (status !== 0) throw new BlksnapError(codeOfErrno(status), 'Cannot read the rest of a chunk');
-    if (bio.op === WRITE) reactor.arena.bytes.copyWithin(at + from - start, bio.at + from - bio.offset, bio.at + to - bio.offset);
+    if (bio.op === WRITE)
+      reactor.arena.bytes.copyWithin(at + from - start, bio.at + from - bio.offset, bio.at + to - bio.offset);
     else reactor.arena.bytes.fill(0, at + from - start, at + to - start);
     const value = this.table.get(chunk);
     const position = value >= FIRST_POSITION ? value - FIRST_POSITION : this.#allocate(storage, 1);
@@ -125,9 +126,9 @@ export class ImageOverlay {
   }
 
   async #store(at: number, length: number, position: number): Promise<void> {
-    const { reactor, storage } = this.#o;
-    const result = await completed((c) => reactor.write(storage.fd, at, length, position * CHUNK, false, c));
-    if (result !== length) throw new BlksnapError(result < 0 ? codeOfErrno(-result) : 'ENOSPC', 'Cannot write to the diff storage');
+    const result = await completed((c) => this.#o.storage.write(position, { at, length }, c));
+    if (result !== length)
+      throw new BlksnapError(result < 0 ? codeOfErrno(-result) : 'ENOSPC', 'Cannot write to the diff storage');
   }
 
   /** Gives memory and space back. No write may be under way. */

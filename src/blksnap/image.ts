@@ -14,8 +14,8 @@ import { pushExtent } from '../block/device.ts';
 import type { BlockDevice, Capabilities, Extent } from '../block/device.ts';
 import { assert, unreachable } from '../util/assert.ts';
 import { ERRNO } from '../util/errors.ts';
-import { CHUNK, ChunkTable, FIRST_POSITION, STORING, UNSAVED, ZERO, chunkOf, runOf } from './chunk-table.ts';
-import type { ChunkIndex } from './chunk-table.ts';
+import { CHUNK, FIRST_POSITION, STORING, UNSAVED, ZERO, chunkOf, runOf } from './chunk-table.ts';
+import type { ChunkIndex, ChunkTable } from './chunk-table.ts';
 import type { DiffArea } from './diff-area.ts';
 import { ImageOverlay } from './image-overlay.ts';
 import type { Tracker } from './tracker.ts';
@@ -63,7 +63,6 @@ export class SnapshotImage implements BlockDevice {
   readonly capabilities = CAPABILITIES;
   readonly area: DiffArea;
   readonly tracker: Tracker;
-  readonly #reactor: Reactor;
   readonly #pool: BioPool;
   readonly #arena: Arena;
   readonly #overlay: ImageOverlay;
@@ -80,7 +79,6 @@ export class SnapshotImage implements BlockDevice {
     this.physicalBlockSize = Math.max(disk.physicalBlockSize, CHUNK);
     this.tracker = tracker;
     this.area = area;
-    this.#reactor = reactor;
     this.#pool = pool;
     this.#arena = reactor.arena;
     this.#overlay = new ImageOverlay({ image: this, storage: area.storage, reactor, pool, size: disk.size });
@@ -105,7 +103,11 @@ export class SnapshotImage implements BlockDevice {
   // --- bios -----------------------------------------------------------------------------------
 
   submit(bio: Bio): void {
-    const error = this.#closed ? ERRNO.ESHUTDOWN : this.area.brokenBy !== 0 ? ERRNO.EIO : rangeError(bio, this.size, false);
+    const error = this.#closed
+      ? ERRNO.ESHUTDOWN
+      : this.area.brokenBy !== 0
+        ? ERRNO.EIO
+        : rangeError(bio, this.size, false);
     if (error !== 0) {
       bio.end(error);
       return;
@@ -181,7 +183,8 @@ export class SnapshotImage implements BlockDevice {
   #readOrigin(parent: Bio, index: number, from: number, end: number, at: number): number {
     const cow = this.tracker.cow;
     let to = (chunkOf(from) + 1) * CHUNK;
-    while (to < end && this.#overlay.table.get(chunkOf(to)) === UNSAVED && cow.lookUp(index, chunkOf(to)) === null) to += CHUNK;
+    while (to < end && this.#overlay.table.get(chunkOf(to)) === UNSAVED && cow.lookUp(index, chunkOf(to)) === null)
+      to += CHUNK;
     to = Math.min(to, end);
     const piece = this.#piece(parent, 'origin', from, to - from, at);
     this.tracker.below.submit(this.#pool.get(READ, from, to - from, at, 0, piece));
@@ -189,7 +192,15 @@ export class SnapshotImage implements BlockDevice {
   }
 
   /** Reads saved chunks that lie in a row: zeros, memory of a copy under way, or storage. */
-  #readSaved(parent: Bio, holder: DiffArea, table: ChunkTable, value: number, from: number, end: number, at: number): number {
+  #readSaved(
+    parent: Bio,
+    holder: DiffArea,
+    table: ChunkTable,
+    value: number,
+    from: number,
+    end: number,
+    at: number,
+  ): number {
     const chunk = chunkOf(from);
     let to = Math.min((chunk + 1) * CHUNK, end);
     const inChunk = from - chunk * CHUNK;
@@ -209,12 +220,15 @@ export class SnapshotImage implements BlockDevice {
       // A chunk of an area must not be covered by the overlay.
       if (table !== this.#overlay.table && this.#overlay.table.get(follows) !== UNSAVED) break;
       // Older areas come first: the row ends where one of them has saved the chunk.
-      if (table !== this.#overlay.table && this.tracker.cow.lookUp(this.tracker.cow.indexOf(this.area), follows) !== holder) break;
+      if (
+        table !== this.#overlay.table &&
+        this.tracker.cow.lookUp(this.tracker.cow.indexOf(this.area), follows) !== holder
+      )
+        break;
       to = Math.min(to + CHUNK, end);
     }
     const piece = this.#piece(parent, 'storage', from, to - from, at);
-    const place = (value - FIRST_POSITION) * CHUNK + inChunk;
-    this.#reactor.read(holder.storage.fd, at, to - from, place, piece);
+    holder.storage.read(value - FIRST_POSITION, inChunk, { at, length: to - from }, piece);
     return to;
   }
 

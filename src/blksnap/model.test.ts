@@ -253,7 +253,8 @@ class World {
     }
     for (const newer of images) {
       for (const older of images) {
-        if (older.owner === newer.owner && older.image.changeNumber < newer.image.changeNumber) expectTold(older, newer);
+        if (older.owner === newer.owner && older.image.changeNumber < newer.image.changeNumber)
+          expectTold(older, newer);
       }
     }
   }
@@ -269,7 +270,8 @@ function expectTold(older: ModelImage, newer: ModelImage): void {
   let offset = 0;
   for (const { length, changed } of newer.image.changedSince(older.image.changeNumber, 0, newer.content.length)) {
     const then = Buffer.from(older.content.subarray(offset, offset + length));
-    if (!changed) expect(then.equals(newer.content.subarray(offset, offset + length)), `change at ${offset} not told`).toBe(true);
+    if (!changed)
+      expect(then.equals(newer.content.subarray(offset, offset + length)), `change at ${offset} not told`).toBe(true);
     offset += length;
   }
   expect(offset).toBe(newer.content.length);

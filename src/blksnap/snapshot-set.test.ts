@@ -33,7 +33,10 @@ describe('a take', () => {
     const core = await Core.open();
     const { tracker } = await core.disk('a', MIB);
     const trackers = what === 'of no disk' ? [] : [tracker, tracker];
-    await expect(core.set.create(trackers, MEMORY)).rejects.toMatchObject({ code, message: expect.stringMatching(message) });
+    await expect(core.set.create(trackers, MEMORY)).rejects.toMatchObject({
+      code,
+      message: expect.stringMatching(message),
+    });
     await core.close();
   });
 
@@ -45,7 +48,9 @@ describe('a take', () => {
     const core = await Core.open();
     const { disk, tracker } = await core.disk('a', MIB);
     fs.writeFileSync(core.path('full'), 'content');
-    await expect(core.set.create([tracker], { path: core.path(name), limitBytes: MIB })).rejects.toMatchObject({ code });
+    await expect(core.set.create([tracker], { path: core.path(name), limitBytes: MIB })).rejects.toMatchObject({
+      code,
+    });
     expect(core.set.list()).toEqual([]);
     expect(disk.frozen).toBe(false);
     expect(tracker.cbt.changeNumber).toBe(1);
@@ -56,7 +61,9 @@ describe('a take', () => {
   test('with a limit below one chunk is refused', async () => {
     const core = await Core.open();
     const { tracker } = await core.disk('a', MIB);
-    await expect(core.set.create([tracker], { path: ':memory:', limitBytes: 100 })).rejects.toMatchObject({ code: 'EINVAL' });
+    await expect(core.set.create([tracker], { path: ':memory:', limitBytes: 100 })).rejects.toMatchObject({
+      code: 'EINVAL',
+    });
     await core.close();
   });
 });
@@ -171,7 +178,10 @@ test('a disk cannot be detached while a snapshot of it is held', async () => {
   const core = await Core.open();
   const { disk, tracker } = await core.disk('a', MIB);
   const snapshot = await core.set.create([tracker], MEMORY);
-  await expect(disk.detachFilter(tracker)).rejects.toMatchObject({ code: 'EBUSY', message: expect.stringContaining(snapshot.id) });
+  await expect(disk.detachFilter(tracker)).rejects.toMatchObject({
+    code: 'EBUSY',
+    message: expect.stringContaining(snapshot.id),
+  });
   expect(await core.write(disk, 0, 4096, 1)).toBe(0);
   await core.close();
 });
@@ -183,12 +193,12 @@ test('a copy that cannot be stored costs the image, not the write', async () => 
   const snapshot = await core.set.create([tracker], { path: storage, limitBytes: 8 * MIB });
   // The kernel refuses writes through a descriptor that is open for reading only: a failing storage on demand.
   const readOnly = fs.openSync(storage, 'r');
-  const { fd } = snapshot.storage;
-  Object.defineProperty(snapshot.storage, 'fd', { value: readOnly });
+  const piece = snapshot.storage.pieces[0]!;
+  Object.defineProperty(piece, 'fd', { value: readOnly });
   expect(await core.write(disk, 0, 64 * KIB, 1)).toBe(0);
   await expect.poll(() => snapshot.images[0]!.corrupted).not.toBe(0);
   expect((await core.read(disk, 0, 64 * KIB)).data.equals(Buffer.alloc(64 * KIB, 1))).toBe(true);
   expect(core.events.at(-1)).toMatchObject({ code: 'corrupted', disk: 'a' });
-  fs.closeSync(fd);
+  fs.closeSync(readOnly);
   await core.close();
 });

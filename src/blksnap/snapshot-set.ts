@@ -11,16 +11,20 @@ import { completed } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
 import type { BioPool } from '../block/bio.ts';
 import { DiffArea } from './diff-area.ts';
-import { DiffStorage, MEMORY_STORAGE } from './diff-storage.ts';
+import { DiffStorage } from './diff-storage.ts';
 import type { DiffStorageOptions } from './diff-storage.ts';
 import type { SnapshotEvent } from './events.ts';
 import { SnapshotImage } from './image.ts';
+import { DEFAULT_PARAMETERS } from './parameters.ts';
+import type { Parameters } from './parameters.ts';
 import { Snapshot } from './snapshot.ts';
+import { MEMORY_STORAGE } from './storage-place.ts';
 import type { Tracker } from './tracker.ts';
 
 export interface SnapshotSetOptions {
   readonly reactor: Reactor;
   readonly pool: BioPool;
+  readonly parameters?: Parameters;
   /** Hears every event as it happens. */
   readonly onEvent?: (event: SnapshotEvent) => void;
 }
@@ -28,11 +32,15 @@ export interface SnapshotSetOptions {
 export class SnapshotSet {
   readonly #o: SnapshotSetOptions;
   readonly #snapshots = new Map<string, Snapshot>();
+  readonly #parameters: Parameters;
+  /** The disks of takes that are under way. */
+  readonly #taking = new Set<readonly Tracker[]>();
   /** Every storage in use, also of destroyed snapshots, by the areas that need it. */
   readonly #storages = new Map<DiffStorage, Set<DiffArea>>();
 
   constructor(options: SnapshotSetOptions) {
     this.#o = options;
+    this.#parameters = options.parameters ?? DEFAULT_PARAMETERS;
     options.reactor.onTurnEnd(() => this.#flush());
   }
 
@@ -43,21 +51,40 @@ export class SnapshotSet {
   /** Errors: ESRCH. */
   get(id: string): Snapshot {
     const snapshot = this.#snapshots.get(id);
-    if (snapshot === undefined) throw new BlksnapError('ESRCH', `No snapshot "${id}"; "blksnap snapshot list" shows them`);
+    if (snapshot === undefined)
+      throw new BlksnapError('ESRCH', `No snapshot "${id}"; "blksnap snapshot list" shows them`);
     return snapshot;
   }
 
   /** Takes a snapshot of all the trackers' disks at one instant. `id`: where one was given out before.
-   *  Errors: EINVAL (no disk, or one twice), those of the storage; the origins are then as before. */
-  async create(trackers: readonly Tracker[], storage: DiffStorageOptions, id: string = crypto.randomUUID()): Promise<Snapshot> {
+   *  Errors: EINVAL (no disk, or one twice), EBUSY (too many snapshots), those of the storage; the
+   *  origins are then as before. */
+  async create(
+    trackers: readonly Tracker[],
+    storage: DiffStorageOptions,
+    id: string = crypto.randomUUID(),
+  ): Promise<Snapshot> {
     checkOrigins(trackers);
-    const opened = await DiffStorage.open(this.#o.reactor, storage, {
-      lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null),
-    });
+    this.#checkCounts(trackers);
+    this.#taking.add(trackers);
+    try {
+      return await this.#create(trackers, storage, id);
+    } finally {
+      this.#taking.delete(trackers);
+    }
+  }
+
+  async #create(trackers: readonly Tracker[], storage: DiffStorageOptions, id: string): Promise<Snapshot> {
+    const { storagePortionBytes: portionBytes } = this.#parameters;
+    const opened = await DiffStorage.open(
+      this.#o.reactor,
+      { portionBytes, ...storage },
+      { lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null) },
+    );
     const areas = new Set<DiffArea>();
     this.#storages.set(opened, areas);
     try {
-      refuseOwnStorage(trackers, opened);
+      refuseOwnStorage(trackers, opened.pieces[0]!);
       // All memory is taken before anything is frozen.
       const planned = trackers.map((tracker) => ({
         tracker,
@@ -77,6 +104,39 @@ export class SnapshotSet {
       this.#storages.delete(opened);
       await opened.close();
       throw error;
+    }
+  }
+
+  /** Gives a held snapshot another place for what is still to be saved, used when those before it are full.
+   *  Errors: ESRCH, those of the storage. */
+  async append(id: string, storage: DiffStorageOptions): Promise<void> {
+    const { images, storage: opened } = this.get(id);
+    const { storagePortionBytes: portionBytes } = this.#parameters;
+    const trackers = images.map(({ tracker }) => tracker);
+    await opened.addPlace({ portionBytes, ...storage }, (fd) => refuseOwnStorage(trackers, { path: storage.path, fd }));
+  }
+
+  /** Lets a held snapshot keep `limitBytes` in all. Errors: ESRCH; EINVAL when that is not more than before. */
+  raiseLimit(id: string, limitBytes: number): void {
+    this.get(id).storage.raiseLimit(limitBytes);
+  }
+
+  #checkCounts(trackers: readonly Tracker[]): void {
+    const { maxSnapshots, maxSnapshotsPerDisk } = this.#parameters;
+    const held = [...this.list().map(({ images }) => images.map(({ tracker }) => tracker)), ...this.#taking];
+    if (held.length >= maxSnapshots) {
+      throw new BlksnapError(
+        'EBUSY',
+        `Cannot take a snapshot: ${held.length} are held, as many as --max-snapshots allows; destroy one first`,
+      );
+    }
+    for (const tracker of trackers) {
+      const count = held.filter((others) => others.includes(tracker)).length;
+      if (count < maxSnapshotsPerDisk) continue;
+      throw new BlksnapError(
+        'EBUSY',
+        `Cannot take a snapshot of disk "${tracker.disk.name}": ${count} of it are held, as many as --max-snapshots-per-disk allows; destroy one first`,
+      );
     }
   }
 
@@ -116,7 +176,13 @@ export class SnapshotSet {
     this.#tell(area.snapshotId, area.storage, name, 'corrupted', error);
   }
 
-  #tell(id: string, storage: DiffStorage, disk: string | null, code: SnapshotEvent['code'], error: ErrorCode | null): void {
+  #tell(
+    id: string,
+    storage: DiffStorage,
+    disk: string | null,
+    code: SnapshotEvent['code'],
+    error: ErrorCode | null,
+  ): void {
     const { usedBytes, limitBytes } = storage;
     const event: SnapshotEvent = { time: Date.now(), snapshotId: id, disk, code, error, usedBytes, limitBytes };
     this.#snapshots.get(id)?.addEvent(event);
@@ -129,14 +195,17 @@ function checkOrigins(trackers: readonly Tracker[]): void {
   const seen = new Set<Tracker>();
   for (const tracker of trackers) {
     if (seen.has(tracker)) {
-      throw new BlksnapError('EINVAL', `Cannot take a snapshot of disk "${tracker.disk.name}" twice at once: name it once`);
+      throw new BlksnapError(
+        'EINVAL',
+        `Cannot take a snapshot of disk "${tracker.disk.name}" twice at once: name it once`,
+      );
     }
     seen.add(tracker);
   }
 }
 
 /** Storage on an origin of its own snapshot would have to copy what it writes, for ever. */
-function refuseOwnStorage(trackers: readonly Tracker[], storage: DiffStorage): void {
+function refuseOwnStorage(trackers: readonly Tracker[], storage: { readonly path: string; readonly fd: number }): void {
   if (storage.path === MEMORY_STORAGE) return;
   const place = fs.fstatSync(storage.fd);
   for (const tracker of trackers) {
@@ -156,7 +225,9 @@ function refuseOwnStorage(trackers: readonly Tracker[], storage: DiffStorage): v
 }
 
 /** Freezes all, switches all, thaws all. Once all are frozen nothing can fail. */
-async function take(planned: ReadonlyArray<{ tracker: Tracker; area: DiffArea }>): Promise<{ createdAt: number; heldMs: number }> {
+async function take(
+  planned: ReadonlyArray<{ tracker: Tracker; area: DiffArea }>,
+): Promise<{ createdAt: number; heldMs: number }> {
   const began = performance.now();
   try {
     await Promise.all(planned.map(({ tracker }) => tracker.disk.freeze()));

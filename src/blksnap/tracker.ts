@@ -11,12 +11,14 @@ import type { Bio, BioPool } from '../block/bio.ts';
 import { BlockFilter } from '../block/filter.ts';
 import type { Disk } from '../block/disk.ts';
 import { CbtMap } from './cbt-map.ts';
+import type { TrackingLimits } from './cbt-map.ts';
 import { CopyOnWrite } from './copy-on-write.ts';
 import type { DiffArea } from './diff-area.ts';
+import { DEFAULT_PARAMETERS } from './parameters.ts';
+import type { Parameters } from './parameters.ts';
 
 export const TRACKER_NAME = 'blksnap';
 const TRACKER_ALTITUDE = 100;
-const COW_TIMEOUT_MS = 10_000;
 
 export interface TrackerOptions {
   readonly reactor: Reactor;
@@ -27,14 +29,14 @@ export interface TrackerOptions {
   readonly mapPath: string | null;
   /** The origin's path, to notice writes made while it was not attached; null where there is none. */
   readonly originPath: string | null;
-  /** How long a write waits for copy memory before the snapshot breaks. */
-  readonly cowTimeoutMs?: number;
+  readonly parameters?: Parameters;
 }
 
 export class Tracker extends BlockFilter {
   readonly name = TRACKER_NAME;
   readonly altitude = TRACKER_ALTITUDE;
   readonly #options: TrackerOptions;
+  readonly #parameters: Parameters;
   #disk: Disk | null = null;
   #cbt: CbtMap | null = null;
   #cow: CopyOnWrite | null = null;
@@ -46,6 +48,7 @@ export class Tracker extends BlockFilter {
   constructor(options: TrackerOptions) {
     super();
     this.#options = options;
+    this.#parameters = options.parameters ?? DEFAULT_PARAMETERS;
   }
 
   /** The origin's path, or null where it has none. */
@@ -87,7 +90,12 @@ export class Tracker extends BlockFilter {
 
   override async attach(disk: Disk): Promise<void> {
     const { mapPath, originPath, reactor, pool, copyMemory } = this.#options;
-    this.#cbt = CbtMap.open({ path: mapPath, deviceSize: disk.size, originPath });
+    this.#cbt = CbtMap.open({
+      path: mapPath,
+      deviceSize: disk.size,
+      originPath,
+      limits: trackingLimits(this.#parameters),
+    });
     this.#disk = disk;
     this.#size = disk.size;
     this.#readOnly = disk.readOnly;
@@ -96,7 +104,7 @@ export class Tracker extends BlockFilter {
       pool,
       memory: copyMemory,
       deviceSize: disk.size,
-      timeoutMs: this.#options.cowTimeoutMs ?? COW_TIMEOUT_MS,
+      timeoutMs: this.#parameters.cowTimeoutMs,
       above: this,
       onBroken: (area, errno) => this.onBroken(area, errno),
     });
@@ -124,8 +132,17 @@ export class Tracker extends BlockFilter {
   /** Marks ranges changed although no write was seen. Errors: EINVAL, before anything is marked. */
   markDirty(ranges: ReadonlyArray<{ readonly offset: number; readonly length: number }>): void {
     for (const { offset, length } of ranges) {
-      if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(length) || offset < 0 || length <= 0 || offset + length > this.#size) {
-        throw new BlksnapError('EINVAL', `Cannot mark ${length} bytes at ${offset} of disk "${this.disk.name}": its size is ${this.#size}`);
+      if (
+        !Number.isSafeInteger(offset) ||
+        !Number.isSafeInteger(length) ||
+        offset < 0 ||
+        length <= 0 ||
+        offset + length > this.#size
+      ) {
+        throw new BlksnapError(
+          'EINVAL',
+          `Cannot mark ${length} bytes at ${offset} of disk "${this.disk.name}": its size is ${this.#size}`,
+        );
       }
     }
     for (const { offset, length } of ranges) this.#markFrom(0, offset, length);
@@ -145,4 +162,9 @@ export class Tracker extends BlockFilter {
     const end = Math.floor((offset + length - 1) / cbt.blockSize) + 1;
     for (const area of cow.areas.slice(index)) area.frozenMap.fill(area.changeNumber, first, end);
   }
+}
+
+function trackingLimits(parameters: Parameters): TrackingLimits {
+  const { trackingBlockMinShift, trackingBlockMaxShift, trackingBlockMaxCount } = parameters;
+  return { minShift: trackingBlockMinShift, maxShift: trackingBlockMaxShift, maxCount: trackingBlockMaxCount };
 }

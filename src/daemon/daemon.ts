@@ -8,6 +8,8 @@ import fs from 'node:fs';
 import path from 'node:path';
 import type { ByteRange } from '../backup/ranges.ts';
 import type { SnapshotEvent } from '../blksnap/events.ts';
+import { DEFAULT_PARAMETERS } from '../blksnap/parameters.ts';
+import type { Parameters } from '../blksnap/parameters.ts';
 import type { DriverName } from '../io/open.ts';
 import type { SocketAddress } from '../io/reactor.ts';
 import { isLocal } from '../nbd/address.ts';
@@ -34,6 +36,7 @@ export interface DaemonOptions {
   readonly nbd: SocketAddress | null;
   /** Null: the best that works. */
   readonly driver: DriverName | null;
+  readonly parameters?: Parameters | undefined;
   readonly log: Log;
   /** Called when the daemon cannot go on. */
   readonly onFatal: (cause: BlksnapError) => void;
@@ -93,7 +96,7 @@ export class Daemon {
       const remembered = loadState(paths.stateFile);
       const events = new EventLog();
       const io = await IoThread.start(
-        { driver: options.driver, arenaBytes: null },
+        { driver: options.driver, parameters: options.parameters ?? DEFAULT_PARAMETERS },
         { event: (event) => hear(events, log, event), died: (cause) => options.onFatal(cause) },
       );
       daemon = new Daemon(options, lock, io, events);
@@ -150,6 +153,7 @@ export class Daemon {
       driver: this.#io.ready.driver,
       driverReason: this.#io.ready.driverReason,
       nbdUri: this.#uri(''),
+      parameters: this.#options.parameters ?? DEFAULT_PARAMETERS,
       disks: entries.length,
       failedDisks: entries.filter((entry) => entry.kind === 'disk' && entry.failure !== null).length,
       snapshots: this.#events.size - this.#prepared.size,

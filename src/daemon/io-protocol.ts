@@ -5,6 +5,7 @@
 
 import type { ByteRange } from '../backup/ranges.ts';
 import type { SnapshotEvent } from '../blksnap/events.ts';
+import type { Parameters } from '../blksnap/parameters.ts';
 import type { DriverName } from '../io/open.ts';
 import type { SocketAddress } from '../io/reactor.ts';
 import type { ErrorCode } from '../util/errors.ts';
@@ -12,7 +13,7 @@ import type { ErrorCode } from '../util/errors.ts';
 export interface IoThreadOptions {
   /** Forces a driver; null takes the best that works. */
   readonly driver: DriverName | null;
-  readonly arenaBytes: number | null;
+  readonly parameters: Parameters;
 }
 
 /** What the I/O thread found when it started. */

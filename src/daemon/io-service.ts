@@ -10,6 +10,7 @@ import { openPoint } from '../backup/open-point.ts';
 import type { SnapshotEvent } from '../blksnap/events.ts';
 import type { Snapshot } from '../blksnap/snapshot.ts';
 import { SnapshotSet } from '../blksnap/snapshot-set.ts';
+import type { Parameters } from '../blksnap/parameters.ts';
 import { Tracker } from '../blksnap/tracker.ts';
 import { BioPool } from '../block/bio.ts';
 import { Disk } from '../block/disk.ts';
@@ -23,12 +24,8 @@ import type { NbdExport } from '../nbd/export.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { assert } from '../util/assert.ts';
 import { BlksnapError, codeOfErrno, toBlksnapError } from '../util/errors.ts';
-import { MIB } from '../util/units.ts';
 import { imageContexts } from './image-contexts.ts';
 import type { CbtInfo, DiskInfo, IoCalls, IoHandlers, SnapshotInfo } from './io-protocol.ts';
-
-/** How much of the arena is set aside for copy-on-write. */
-const COPY_MEMORY_BYTES = 32 * MIB;
 
 /** A disk, and what must be closed after it. */
 interface Served {
@@ -39,6 +36,7 @@ interface Served {
 
 export class IoService {
   readonly #reactor: Reactor;
+  readonly #parameters: Parameters;
   readonly #pool = new BioPool();
   readonly #copyMemory: Arena;
   readonly #copyMemoryAt: number;
@@ -48,14 +46,15 @@ export class IoService {
   readonly #limits = new Map<string, number | null>();
   readonly #server: NbdServer;
 
-  constructor(reactor: Reactor, onEvent: (event: SnapshotEvent) => void) {
+  constructor(reactor: Reactor, parameters: Parameters, onEvent: (event: SnapshotEvent) => void) {
     const { arena } = reactor;
     this.#reactor = reactor;
-    this.#copyMemoryAt = arena.allocate(COPY_MEMORY_BYTES);
+    this.#parameters = parameters;
+    this.#copyMemoryAt = arena.allocate(parameters.copyMemoryBytes);
     assert(this.#copyMemoryAt !== NO_MEMORY, 'the arena has room for copy-on-write');
-    const part = { at: this.#copyMemoryAt, length: COPY_MEMORY_BYTES };
+    const part = { at: this.#copyMemoryAt, length: parameters.copyMemoryBytes };
     this.#copyMemory = new Arena(arena.bytes.buffer, arena.address, part);
-    this.#snapshots = new SnapshotSet({ reactor, pool: this.#pool, onEvent });
+    this.#snapshots = new SnapshotSet({ reactor, pool: this.#pool, parameters, onEvent });
     const table = {
       find: (name: string) => this.#exports.get(name),
       list: () => this.#exports.values(),
@@ -124,7 +123,7 @@ export class IoService {
     try {
       const { cbtPath, originPath } = options;
       const memory = { reactor: this.#reactor, pool: this.#pool, copyMemory: this.#copyMemory };
-      const tracker = new Tracker({ ...memory, mapPath: cbtPath, originPath });
+      const tracker = new Tracker({ ...memory, mapPath: cbtPath, originPath, parameters: this.#parameters });
       await disk.attachFilter(tracker);
       const served = { disk, tracker, closeBase: options.closeBase };
       this.#served.set(name, served);

@@ -3,6 +3,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { SnapshotEvent } from '../blksnap/events.ts';
+import { DEFAULT_PARAMETERS } from '../blksnap/parameters.ts';
 import { chooseDriver } from '../io/open.ts';
 import { MIB } from '../util/units.ts';
 import { IoThread } from './io-thread-client.ts';
@@ -26,7 +27,7 @@ describe.each(['uring', 'portable'] as const)('the I/O thread on the %s driver',
     const events: SnapshotEvent[] = [];
     const deaths: Error[] = [];
     const io = await IoThread.start(
-      { driver, arenaBytes: null },
+      { driver, parameters: DEFAULT_PARAMETERS },
       { event: (event) => events.push(event), died: (cause) => deaths.push(cause) },
     );
     return { io, events, deaths };

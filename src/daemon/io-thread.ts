@@ -26,9 +26,9 @@ async function start(options: IoThreadOptions): Promise<void> {
   const choice = await chooseDriver();
   const reactor = await openReactor({
     ...(options.driver === null ? {} : { driver: options.driver }),
-    ...(options.arenaBytes === null ? {} : { arenaBytes: options.arenaBytes }),
+    arenaBytes: options.parameters.arenaBytes,
   });
-  const service = new IoService(reactor, (event) => report({ kind: 'event', event }));
+  const service = new IoService(reactor, options.parameters, (event) => report({ kind: 'event', event }));
   const notifier = reactor.onMessages(port, (message) => void answer(service.handlers, message as Call));
   stopped = async () => end(reactor, notifier);
   const driverReason = reactor.driver === 'uring' ? '' : options.driver === null ? choice.reason : 'asked for';

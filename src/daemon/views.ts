@@ -1,5 +1,6 @@
 /** What the daemon tells of itself: the shapes that the API hands out. Plain data; sizes and offsets are bytes. */
 
+import type { Parameters } from '../blksnap/parameters.ts';
 import type { ErrorCode } from '../util/errors.ts';
 
 export interface StatusView {
@@ -14,6 +15,7 @@ export interface StatusView {
   driverReason: string;
   /** Where NBD clients connect, without an export name. */
   nbdUri: string;
+  parameters: Parameters;
   disks: number;
   failedDisks: number;
   snapshots: number;

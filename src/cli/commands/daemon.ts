@@ -2,8 +2,10 @@
 
 import { Option } from 'commander';
 import type { Command } from 'commander';
+import type { Parameters } from '../../blksnap/parameters.ts';
 import type { DriverName } from '../../io/open.ts';
 import { parseHostPort } from '../../nbd/address.ts';
+import { parseSize } from '../../util/units.ts';
 import { addCommand } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
 
@@ -11,9 +13,19 @@ interface DaemonOptions extends CommonOptions {
   readonly nbd: string;
   readonly io?: DriverName;
   readonly logLevel: 'info';
+  readonly trackingBlockMinShift?: number;
+  readonly trackingBlockMaxShift?: number;
+  readonly trackingBlockMaxCount?: number;
+  readonly arena?: number;
+  readonly copyMemory?: number;
+  readonly cowTimeout?: number;
+  readonly storagePortion?: number;
+  readonly maxSnapshots?: number;
+  readonly maxSnapshotsPerDisk?: number;
 }
 
 export function addDaemonCommand(program: Command): void {
+  const size = (text: string): number => parseSize(text);
   addCommand(program, 'daemon [disk...]', {
     summary: 'Run the daemon, in the foreground',
     more:
@@ -23,25 +35,64 @@ export function addDaemonCommand(program: Command): void {
     examples: ['daemon', 'daemon --dir ~/snap --nbd 127.0.0.1:10809 disk.img'],
   })
     .option('--nbd <address>', 'where NBD clients connect: unix, or host:port', 'unix')
-    .addOption(new Option('--io <driver>', 'the I/O driver (default: the best that works)').choices(['uring', 'portable']))
+    .addOption(
+      new Option('--io <driver>', 'the I/O driver (default: the best that works)').choices(['uring', 'portable']),
+    )
     .addOption(
       new Option('--log-level <level>', 'what to log, to standard error')
         .choices(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'])
         .default('info'),
     )
+    .option('--tracking-block-min-shift <n>', 'tracking blocks have at least 2^n bytes (default: 16)', Number)
+    .option('--tracking-block-max-shift <n>', 'and at most 2^n (default: 26)', Number)
+    .option(
+      '--tracking-block-max-count <n>',
+      'a disk has at most n of them, if they may be as large (default: 2097152)',
+      Number,
+    )
+    .option('--arena <size>', 'memory for all data on its way (default: 128M)', size)
+    .option('--copy-memory <size>', 'the part of it for copies (default: 32M)', size)
+    .option(
+      '--cow-timeout <ms>',
+      'longest wait of a write for copy memory, before the snapshot is lost (default: 10000)',
+      Number,
+    )
+    .option('--storage-portion <size>', 'what the storage of a snapshot grows by (default: 1G)', size)
+    .option('--max-snapshots <n>', 'most snapshots at once (default: 256)', Number)
+    .option('--max-snapshots-per-disk <n>', 'most snapshots of one disk (default: 64)', Number)
     .action(run);
 }
 
 async function run(disks: string[], options: DaemonOptions): Promise<void> {
   const nbd = options.nbd === 'unix' ? null : parseHostPort(options.nbd);
+  const parameters = await givenParameters(options);
   const { runDaemon } = await import('../../api/run-daemon.ts');
   const cause = await runDaemon({
     dir: options.dir,
     nbd,
     driver: options.io ?? null,
+    parameters,
     disks,
     logLevel: options.logLevel,
     json: options.json ?? false,
   });
   if (cause !== null) throw cause;
+}
+
+/** Errors: EINVAL, with the option's name. */
+async function givenParameters(options: DaemonOptions): Promise<Parameters> {
+  const { checkedParameters } = await import('../../blksnap/parameters.ts');
+  const { trackingBlockMinShift, trackingBlockMaxShift, trackingBlockMaxCount, maxSnapshots, maxSnapshotsPerDisk } =
+    options;
+  return checkedParameters({
+    trackingBlockMinShift,
+    trackingBlockMaxShift,
+    trackingBlockMaxCount,
+    arenaBytes: options.arena,
+    copyMemoryBytes: options.copyMemory,
+    cowTimeoutMs: options.cowTimeout,
+    storagePortionBytes: options.storagePortion,
+    maxSnapshots,
+    maxSnapshotsPerDisk,
+  });
 }

@@ -2,7 +2,7 @@
 
 import type { Command } from 'commander';
 import type { CbtView, Client, DiskView, StatusView } from '../../api/client.ts';
-import { formatSize } from '../../util/units.ts';
+import { formatSeconds, formatSize } from '../../util/units.ts';
 import { BlksnapError } from '../../util/errors.ts';
 import { absolute, addCommand, connect } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
@@ -156,6 +156,20 @@ function statusFields(state: StatusView): Array<[string, string]> {
     ['I/O driver', driver],
     ['disks', `${state.disks}${failed}`],
     ['snapshots', String(state.snapshots)],
+    ...parameterFields(state.parameters),
+  ];
+}
+
+function parameterFields(parameters: StatusView['parameters']): Array<[string, string]> {
+  const { trackingBlockMinShift, trackingBlockMaxShift, trackingBlockMaxCount } = parameters;
+  const { arenaBytes, copyMemoryBytes, cowTimeoutMs, storagePortionBytes, maxSnapshots, maxSnapshotsPerDisk } = parameters;
+  const sizes = `${formatSize(2 ** trackingBlockMinShift)} to ${formatSize(2 ** trackingBlockMaxShift)}`;
+  const copies = `${formatSize(copyMemoryBytes)} for copies, waited for up to ${formatSeconds(cowTimeoutMs / 1000)}`;
+  return [
+    ['tracking blocks', `${sizes}, doubled above ${trackingBlockMaxCount}`],
+    ['memory', `${formatSize(arenaBytes)}, of it ${copies}`],
+    ['storage portion', formatSize(storagePortionBytes)],
+    ['snapshots at most', `${maxSnapshots}, of one disk ${maxSnapshotsPerDisk}`],
   ];
 }
 

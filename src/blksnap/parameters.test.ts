@@ -1,0 +1,83 @@
+/** Parameters: the defaults, what may be given in their place, and that it takes effect. */
+
+import { expect, test } from 'vitest';
+import { GIB, KIB, MIB } from '../util/units.ts';
+import { Core } from '../../test/core.ts';
+import { DEFAULT_PARAMETERS, checkedParameters } from './parameters.ts';
+
+test('the defaults are those of the kernel module where they mean the same', () => {
+  expect(checkedParameters({})).toEqual(DEFAULT_PARAMETERS);
+  expect(DEFAULT_PARAMETERS).toMatchObject({
+    trackingBlockMinShift: 16,
+    trackingBlockMaxShift: 26,
+    trackingBlockMaxCount: 2_097_152,
+    storagePortionBytes: 2_097_152 * 512,
+  });
+});
+
+test('what is given takes the place of a default', () => {
+  expect(checkedParameters({ cowTimeoutMs: 5, arenaBytes: GIB, copyMemoryBytes: undefined })).toEqual({
+    ...DEFAULT_PARAMETERS,
+    cowTimeoutMs: 5,
+    arenaBytes: GIB,
+  });
+});
+
+test.each([
+  [{ trackingBlockMinShift: 11 }, /--tracking-block-min-shift 11: want a whole number from 12 to 30/],
+  [{ trackingBlockMinShift: 27 }, /--tracking-block-min-shift 27: want at most --tracking-block-max-shift 26/],
+  [{ trackingBlockMaxCount: 0 }, /--tracking-block-max-count 0/],
+  [{ trackingBlockMaxCount: 1.5 }, /--tracking-block-max-count 1.5/],
+  [{ cowTimeoutMs: NaN }, /--cow-timeout NaN ms/],
+  [{ copyMemoryBytes: 100 * MIB }, /--copy-memory 100 MiB: want at most half of --arena 128 MiB/],
+  [{ copyMemoryBytes: MIB + 1 }, /--copy-memory .*multiple of 4096/],
+  [{ storagePortionBytes: 0 }, /--storage-portion 0 B: want a whole number from 1.00 MiB/],
+  [{ maxSnapshots: 0 }, /--max-snapshots 0/],
+])('%o is refused by the name of its option', (given, message) => {
+  expect(() => checkedParameters(given)).toThrow(
+    expect.objectContaining({ code: 'EINVAL', message: expect.stringMatching(message) }),
+  );
+});
+
+test('tracking limits make the blocks of a disk', async () => {
+  const core = await Core.open({ parameters: { trackingBlockMinShift: 12, trackingBlockMaxShift: 13 } });
+  const { tracker } = await core.disk('a', MIB);
+  expect(tracker.cbt.blockSize).toBe(4 * KIB);
+  await core.close();
+  const few = await Core.open({ parameters: { trackingBlockMaxCount: 4 } });
+  expect((await few.disk('a', MIB)).tracker.cbt.blockSize).toBe(256 * KIB);
+  await few.close();
+});
+
+test('the storage grows by portions', async () => {
+  const core = await Core.open({ parameters: { storagePortionBytes: 2 * MIB } });
+  const { disk, tracker } = await core.disk('a', 8 * MIB);
+  const { storage } = await core.set.create([tracker], { path: core.directory, limitBytes: Infinity });
+  expect(storage.reservedBytes).toBe(2 * MIB);
+  await core.write(disk, 0, 4 * KIB, 1);
+  expect(storage.reservedBytes).toBe(2 * MIB);
+  await core.write(disk, MIB, MIB, 1);
+  await expect.poll(() => storage.reservedBytes).toBe(4 * MIB);
+  await core.close();
+});
+
+test('snapshots are counted, of each disk and in all', async () => {
+  const core = await Core.open({ parameters: { maxSnapshots: 3, maxSnapshotsPerDisk: 2 } });
+  const a = (await core.disk('a', MIB)).tracker;
+  const b = (await core.disk('b', MIB)).tracker;
+  const storage = { path: ':memory:', limitBytes: MIB };
+  const first = await core.set.create([a], storage);
+  await core.set.create([a], storage);
+  await expect(core.set.create([b, a], storage)).rejects.toMatchObject({
+    code: 'EBUSY',
+    message: expect.stringMatching(/disk "a".*2 .*--max-snapshots-per-disk/),
+  });
+  await core.set.create([b], storage);
+  await expect(core.set.create([b], storage)).rejects.toMatchObject({
+    code: 'EBUSY',
+    message: expect.stringMatching(/3 .*--max-snapshots/),
+  });
+  await core.set.destroy(first.id);
+  await core.set.create([a], storage);
+  await core.close();
+});

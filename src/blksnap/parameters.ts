@@ -1,0 +1,98 @@
+/** The parameters of a daemon: how finely changes are tracked, how much memory copies may take, how
+ *  storage grows, and how many snapshots there may be. Set when it starts, the same for all its disks.
+ *
+ *  docs/parameters.md says what each costs, and which parameter of the kernel module it answers to. */
+
+import { BlksnapError } from '../util/errors.ts';
+import { GIB, MIB, formatSize } from '../util/units.ts';
+import { TRACKING_LIMITS } from './cbt-map.ts';
+
+export interface Parameters {
+  /** Tracking blocks have at least 2^min bytes, at most 2^max, and doubling stops at this count of them. */
+  readonly trackingBlockMinShift: number;
+  readonly trackingBlockMaxShift: number;
+  readonly trackingBlockMaxCount: number;
+  /** Memory for everything on the data path. */
+  readonly arenaBytes: number;
+  /** The part of it that copies are made in. */
+  readonly copyMemoryBytes: number;
+  /** How long a write waits for copy memory before the snapshot breaks. */
+  readonly cowTimeoutMs: number;
+  /** What the storage of a snapshot grows by, when less than half of it is free. */
+  readonly storagePortionBytes: number;
+  readonly maxSnapshots: number;
+  readonly maxSnapshotsPerDisk: number;
+}
+
+export const DEFAULT_PARAMETERS: Parameters = {
+  trackingBlockMinShift: TRACKING_LIMITS.minShift,
+  trackingBlockMaxShift: TRACKING_LIMITS.maxShift,
+  trackingBlockMaxCount: TRACKING_LIMITS.maxCount,
+  arenaBytes: 128 * MIB,
+  copyMemoryBytes: 32 * MIB,
+  cowTimeoutMs: 10_000,
+  storagePortionBytes: GIB,
+  maxSnapshots: 256,
+  maxSnapshotsPerDisk: 64,
+};
+
+/** A parameter's option, what it may be, and how it is written. */
+interface Rule {
+  readonly option: string;
+  readonly min: number;
+  readonly max: number;
+  readonly unit: 'bytes' | 'ms' | 'count';
+}
+
+export const PARAMETER_RULES: { readonly [Name in keyof Parameters]: Rule } = {
+  trackingBlockMinShift: { option: '--tracking-block-min-shift', min: 12, max: 30, unit: 'count' },
+  trackingBlockMaxShift: { option: '--tracking-block-max-shift', min: 12, max: 30, unit: 'count' },
+  trackingBlockMaxCount: { option: '--tracking-block-max-count', min: 1, max: 2 ** 30, unit: 'count' },
+  arenaBytes: { option: '--arena', min: 16 * MIB, max: 64 * GIB, unit: 'bytes' },
+  copyMemoryBytes: { option: '--copy-memory', min: MIB, max: 32 * GIB, unit: 'bytes' },
+  cowTimeoutMs: { option: '--cow-timeout', min: 1, max: 3_600_000, unit: 'ms' },
+  storagePortionBytes: { option: '--storage-portion', min: MIB, max: 1024 * GIB, unit: 'bytes' },
+  maxSnapshots: { option: '--max-snapshots', min: 1, max: 65_536, unit: 'count' },
+  maxSnapshotsPerDisk: { option: '--max-snapshots-per-disk', min: 1, max: 4096, unit: 'count' },
+};
+
+/** The defaults with what was given in their place.
+ *  Errors: EINVAL, naming the option, for what is out of its range or does not fit another. */
+export function checkedParameters(given: { readonly [Name in keyof Parameters]?: number | undefined }): Parameters {
+  const parameters = { ...DEFAULT_PARAMETERS };
+  for (const name of Object.keys(PARAMETER_RULES) as Array<keyof Parameters>) {
+    const value = given[name];
+    if (value === undefined) continue;
+    checkRange(name, value);
+    parameters[name] = value;
+  }
+  const { trackingBlockMinShift, trackingBlockMaxShift, arenaBytes, copyMemoryBytes } = parameters;
+  if (trackingBlockMinShift > trackingBlockMaxShift) {
+    throw refused(
+      'trackingBlockMinShift',
+      trackingBlockMinShift,
+      `at most --tracking-block-max-shift ${trackingBlockMaxShift}`,
+    );
+  }
+  if (copyMemoryBytes > arenaBytes / 2) {
+    throw refused('copyMemoryBytes', copyMemoryBytes, `at most half of --arena ${formatSize(arenaBytes)}`);
+  }
+  return parameters;
+}
+
+function checkRange(name: keyof Parameters, value: number): void {
+  const { min, max, unit } = PARAMETER_RULES[name];
+  if (!Number.isSafeInteger(value) || value < min || value > max) {
+    throw refused(name, value, `a whole number from ${written(min, unit)} to ${written(max, unit)}`);
+  }
+  if (unit === 'bytes' && value % 4096 !== 0) throw refused(name, value, 'a multiple of 4096 bytes');
+}
+
+function refused(name: keyof Parameters, value: number, want: string): BlksnapError {
+  const { option, unit } = PARAMETER_RULES[name];
+  return new BlksnapError('EINVAL', `Cannot use ${option} ${written(value, unit)}: want ${want}`);
+}
+
+function written(value: number, unit: Rule['unit']): string {
+  return unit === 'bytes' ? formatSize(value) : unit === 'ms' ? `${value} ms` : String(value);
+}

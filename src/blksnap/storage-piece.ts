@@ -1,0 +1,128 @@
+/** One piece of a diff storage: a place, filled from its start, grown in portions ahead of need up to
+ *  its limit. Positions here are the piece's own, from 0. */
+
+import { ERRNO } from '../util/errors.ts';
+import { MIB } from '../util/units.ts';
+import { ALLOCATE_RESERVE, completed } from '../io/reactor.ts';
+import type { Reactor } from '../io/reactor.ts';
+import { CHUNK } from './chunk-table.ts';
+import { closeStoragePlace } from './storage-place.ts';
+import type { StoragePlace } from './storage-place.ts';
+
+const SMALLEST_PORTION = 1 * MIB;
+
+export interface StoragePieceOptions {
+  readonly path: string;
+  readonly place: StoragePlace;
+  /** Bytes; Infinity for as much as the place holds. */
+  readonly limitBytes: number;
+  readonly portionBytes: number;
+}
+
+export class StoragePiece {
+  readonly path: string;
+  readonly fd: number;
+  /** The storage's position of the first chunk; set when the piece's turn comes, and above all given out before. */
+  base = 0;
+  readonly #reactor: Reactor;
+  readonly #o: StoragePieceOptions;
+  #limitBytes: number;
+  /** Chunks reserved so far, and the first that was never given out. */
+  #reserved = 0;
+  #next = 0;
+  #reserving = false;
+  /** The place has no more room. */
+  #full = false;
+  /** Hears that there is no growing any more. */
+  onFull: () => void = () => {};
+
+  constructor(reactor: Reactor, options: StoragePieceOptions) {
+    this.#reactor = reactor;
+    this.#o = options;
+    this.path = options.path;
+    this.fd = options.place.fd;
+    this.#limitBytes = Math.min(options.limitBytes, options.place.sizeBytes);
+  }
+
+  get limitBytes(): number {
+    return this.#limitBytes;
+  }
+
+  /** Chunks given out. */
+  get used(): number {
+    return this.#next;
+  }
+
+  get reservedBytes(): number {
+    return Math.max(this.#reserved, this.#next) * CHUNK;
+  }
+
+  get reserving(): boolean {
+    return this.#reserving;
+  }
+
+  /** Less than half a portion is free, and it cannot grow. */
+  get low(): boolean {
+    return !this.#canGrow && this.#end - this.#next < this.portionBytes / 2 / CHUNK;
+  }
+
+  get #limit(): number {
+    return Math.floor(this.#limitBytes / CHUNK);
+  }
+
+  get #end(): number {
+    return this.#full ? this.#reserved : this.#limit;
+  }
+
+  get #canGrow(): boolean {
+    return this.#o.place.reserves && !this.#full && this.#reserved < this.#limit;
+  }
+
+  /** A portion, smaller where the limit is small: half of it must still be a warning. */
+  get portionBytes(): number {
+    return Math.max(CHUNK, Math.min(this.#o.portionBytes, Math.floor(this.#limitBytes / 4 / CHUNK) * CHUNK));
+  }
+
+  /** Gives out `count` chunks in a row and returns the first, or -1 when there is no room for them. */
+  allocate(count: number): number {
+    const first = this.#next;
+    if (first + count > this.#end) return -1;
+    this.#next += count;
+    if (!this.#reserving && this.#canGrow && this.#reserved - this.#next < this.portionBytes / 2 / CHUNK)
+      void this.reserve();
+    return first;
+  }
+
+  /** More may be kept here. The place may have got room, too. */
+  raiseLimit(limitBytes: number): void {
+    this.#limitBytes = Math.min(limitBytes, this.#o.place.sizeBytes);
+    this.#full = false;
+  }
+
+  /** Reserves the next portion, or what still fits of it. 0, or an errno when nothing more fits. */
+  async reserve(): Promise<number> {
+    if (!this.#o.place.reserves) return 0;
+    this.#reserving = true;
+    const from = Math.max(this.#reserved, this.#next);
+    let count = Math.min(this.portionBytes / CHUNK, this.#limit - from);
+    let result = 0;
+    for (; count > 0; count = Math.floor(count / 4)) {
+      const length = count * CHUNK;
+      result = await completed((c) => this.#reactor.allocate(this.fd, ALLOCATE_RESERVE, from * CHUNK, length, c));
+      if (result !== -ERRNO.ENOSPC || length < SMALLEST_PORTION) break;
+    }
+    this.#reserving = false;
+    if (result === -ERRNO.EOPNOTSUPP) return 0;
+    if (result < 0) {
+      this.#full = true;
+      this.onFull();
+      return -result;
+    }
+    this.#reserved = Math.max(this.#reserved, from + count);
+    return 0;
+  }
+
+  close(): void {
+    closeStoragePlace(this.#o.place);
+  }
+}
