@@ -47,6 +47,17 @@ function faulty(reactor: Reactor, faults: Faults, log: string[]): Reactor {
         reactor.write(fd, at, Math.min(length, faults.pieceBytes), offset, durable, completion);
       }
     },
+    readCached(fd, at, length, offset, completion) {
+      if (!failing(faults.read, completion)) {
+        reactor.readCached(fd, at, Math.min(length, faults.pieceBytes), offset, completion);
+      }
+    },
+    writeCached(fd, at, length, offset, completion) {
+      log.push('write');
+      if (!failing(faults.write, completion)) {
+        reactor.writeCached(fd, at, Math.min(length, faults.pieceBytes), offset, completion);
+      }
+    },
     sync(fd, completion) {
       log.push('sync');
       if (!failing(faults.sync, completion)) reactor.sync(fd, completion);

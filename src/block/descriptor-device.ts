@@ -22,6 +22,7 @@ import { fileExtents } from './file-extents.ts';
 
 /** Zeros written at once where nothing faster works. */
 const ZERO_BYTES = 256 * KIB;
+const PAGE = 4 * KIB;
 
 export interface DescriptorGeometry {
   readonly name: string;
@@ -35,6 +36,8 @@ export interface DescriptorGeometry {
   /** Of the data in memory, bytes: 1 unless O_DIRECT. What is not aligned goes through a bounce buffer. */
   readonly memoryAlignment: number;
   readonly kind: 'file' | 'kernel device';
+  /** What normally ends in memory: everything (tmpfs), writes (the page cache), or nothing (O_DIRECT). */
+  readonly cached: 'all' | 'writes' | 'nothing';
 }
 
 export class DescriptorDevice implements BlockDevice {
@@ -46,6 +49,7 @@ export class DescriptorDevice implements BlockDevice {
   readonly capabilities: Capabilities;
   readonly #fd: number;
   readonly #kind: DescriptorGeometry['kind'];
+  readonly #cached: DescriptorGeometry['cached'];
   readonly #reactor: Reactor;
   readonly #memoryAlignment: number;
   readonly #bounce: BounceSlots | null;
@@ -76,6 +80,7 @@ export class DescriptorDevice implements BlockDevice {
     this.readOnly = geometry.readOnly;
     this.capabilities = geometry.capabilities;
     this.#kind = geometry.kind;
+    this.#cached = geometry.cached;
     this.#memoryAlignment = geometry.memoryAlignment;
     this.#bounce =
       geometry.memoryAlignment > 1
@@ -131,12 +136,22 @@ export class DescriptorDevice implements BlockDevice {
   // --- read, write ----------------------------------------------------------------------------
 
   #transfer(bio: Bio): void {
-    const done = bio.progress;
+    const at = bio.at + bio.progress;
+    const length = bio.length - bio.progress;
+    const offset = bio.offset + bio.progress;
     if (bio.op === READ) {
-      this.#reactor.read(this.#fd, bio.at + done, bio.length - done, bio.offset + done, bio);
+      if (this.#cached === 'all') this.#reactor.readCached(this.#fd, at, length, offset, bio);
+      else this.#reactor.read(this.#fd, at, length, offset, bio);
+    } else if ((bio.flags & FUA) === 0 && this.#endsInMemory(offset, length)) {
+      this.#reactor.writeCached(this.#fd, at, length, offset, bio);
     } else {
-      this.#reactor.write(this.#fd, bio.at + done, bio.length - done, bio.offset + done, (bio.flags & FUA) !== 0, bio);
+      this.#reactor.write(this.#fd, at, length, offset, (bio.flags & FUA) !== 0, bio);
     }
+  }
+
+  /** A write of part of a page may have to read the rest from the disk first. */
+  #endsInMemory(offset: number, length: number): boolean {
+    return this.#cached === 'all' || (this.#cached === 'writes' && offset % PAGE === 0 && length % PAGE === 0);
   }
 
   #transferred(bio: Bio, result: number): void {

@@ -152,8 +152,14 @@ export class Disk implements BlockDevice, BioGate {
     this.#top = below;
   }
 
+  /** As the filters have it: one that redirects bios answers for where they go. */
   extents(offset: number, length: number): Promise<Extent[]> {
-    return this.device.extents(offset, length);
+    let ask = (from: number, bytes: number): Promise<Extent[]> => this.device.extents(from, bytes);
+    for (const filter of this.#filters.toReversed()) {
+      const below = ask;
+      ask = (from, bytes) => filter.extents(from, bytes, below);
+    }
+    return ask(offset, length);
   }
 
   /** Waits for the bios on their way, detaches every filter, closes the device. Later bios end with

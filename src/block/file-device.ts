@@ -1,6 +1,7 @@
 /** Opens an image file as a block device: buffered, or past the page cache with O_DIRECT. */
 
 import fs from 'node:fs';
+import { onTmpfs } from '../io/files.ts';
 import { ALLOCATE_PUNCH_HOLE } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
 import { directAlignment, fallocate, ffiAvailable, setModificationTime } from '../io/sys.ts';
@@ -68,6 +69,7 @@ export function fileDevice(fd: number, path: string, options: OpenDeviceOptions)
     readOnly,
     memoryAlignment: alignment.memory,
     kind: 'file',
+    cached: options.direct === true ? 'nothing' : ffiAvailable() && onTmpfs(`/proc/self/fd/${fd}`) ? 'all' : 'writes',
     capabilities: {
       flush: true,
       fua: true,

@@ -2,6 +2,7 @@
 
 import { BlksnapError } from '../util/errors.ts';
 import type { Bio, BioSink } from './bio.ts';
+import type { Extent } from './device.ts';
 import type { Disk } from './disk.ts';
 
 /** One filter on one disk. `submit` passes the bio on (`this.below.submit(bio)`), completes it
@@ -14,6 +15,15 @@ export abstract class BlockFilter implements BioSink {
   below!: BioSink;
 
   abstract submit(bio: Bio): void;
+
+  /** As BlockDevice.extents. A filter that redirects or changes data must answer for what it does to it. */
+  extents(
+    offset: number,
+    length: number,
+    below: (offset: number, length: number) => Promise<Extent[]>,
+  ): Promise<Extent[]> {
+    return below(offset, length);
+  }
 
   /** Called behind the disk's gate, before the first bio. An error here leaves the disk as it was. */
   abstract attach(disk: Disk): Promise<void>;

@@ -65,6 +65,7 @@ function describeDevice(fd: number, path: string, options: OpenDeviceOptions, sy
     readOnly,
     memoryAlignment: options.direct === true ? logicalBlockSize : 1,
     kind: 'kernel device',
+    cached: options.direct === true ? 'nothing' : 'writes',
     capabilities: {
       flush: true,
       fua: true,

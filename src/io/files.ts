@@ -1,6 +1,8 @@
 /** Whole ranges of files through a reactor, for slow paths: loops over short results, and errors that
  *  name the file. What names a file here is its descriptor and, for the messages, its path. */
 
+import fs from 'node:fs';
+import { dirname } from 'node:path';
 import { BlksnapError, errnoError } from '../util/errors.ts';
 import { NO_MEMORY } from './arena.ts';
 import type { Arena } from './arena.ts';
@@ -58,4 +60,12 @@ export async function borrow(arena: Arena, length: number): Promise<number> {
     if (at !== NO_MEMORY) return at;
     await new Promise<void>((resolve) => arena.whenFreed(resolve));
   }
+}
+
+const TMPFS_MAGIC = 0x01021994;
+
+/** Whether the path, or the place where it would be, is on tmpfs: its data is always in memory. */
+export function onTmpfs(path: string): boolean {
+  const existing = fs.existsSync(path) ? path : dirname(path);
+  return fs.statfsSync(existing).type === TMPFS_MAGIC;
 }

@@ -38,8 +38,11 @@ interface Libc {
   shutdown(fd: number, how: number): number;
   setsockopt(fd: number, level: number, name: number, value: Uint8Array, length: number): number;
   getsockname(fd: number, address: Uint8Array, length: Uint8Array): number;
+  pread(fd: number, address: number, length: number, offset: number): Num;
+  pwrite(fd: number, address: number, length: number, offset: number): Num;
+  sendmsg(fd: number, header: number, flags: number): Num;
   uringSetup(nr: number, entries: number, params: Uint8Array): Num;
-  uringEnter(nr: number, fd: number, submit: number, wait: number, flags: number, argument: Num, size: number): Num;
+  uringEnter(nr: number, fd: number, submit: number, wait: number, flags: number, argument: number, size: number): number;
 }
 
 let loaded: Libc | null = null;
@@ -70,8 +73,11 @@ function libc(): Libc {
     shutdown: bind('int shutdown(int, int)'),
     setsockopt: bind('int setsockopt(int, int, int, void*, uint32_t)'),
     getsockname: bind('int getsockname(int, void*, void*)'),
+    pread: bind('int pread(int, uint64_t, size_t, int64_t)'),
+    pwrite: bind('int pwrite(int, uint64_t, size_t, int64_t)'),
+    sendmsg: bind('int sendmsg(int, uint64_t, int)'),
     uringSetup: bind('long syscall(long, uint32_t, void*)'),
-    uringEnter: bind('long syscall(long, int, uint32_t, uint32_t, uint32_t, uint64_t, size_t)'),
+    uringEnter: bind('int syscall(long, int, uint32_t, uint32_t, uint32_t, uint64_t, size_t)'),
   };
   return loaded;
 }
@@ -213,6 +219,19 @@ export function socketName(fd: number): Uint8Array | number {
   return result < 0 ? result : address.subarray(0, new Uint32Array(length.buffer)[0]);
 }
 
+/** pread and pwrite at an address, and sendmsg of a struct msghdr: counts, or -errno. Of less than 2 GiB. */
+export function readAt(fd: number, address: number, length: number, offset: number): number {
+  return checked(libc().pread(fd, address, length, offset));
+}
+
+export function writeAt(fd: number, address: number, length: number, offset: number): number {
+  return checked(libc().pwrite(fd, address, length, offset));
+}
+
+export function sendMessage(fd: number, header: number, flags: number): number {
+  return checked(libc().sendmsg(fd, header, flags));
+}
+
 /** io_uring_setup: the ring's descriptor, or -errno. `params` is a struct io_uring_params. */
 export function uringSetup(entries: number, params: Uint8Array): number {
   return checked(libc().uringSetup(SYS_IO_URING_SETUP, entries, params));
@@ -230,7 +249,7 @@ export function uringEnter(): (
 ) => number {
   const enter = libc().uringEnter;
   return (fd, submit, wait, flags, argument, argumentSize) => {
-    const result = Number(enter(SYS_IO_URING_ENTER, fd, submit, wait, flags, argument, argumentSize));
+    const result = enter(SYS_IO_URING_ENTER, fd, submit, wait, flags, argument, argumentSize);
     return result === -1 ? -koffi.errno() : result;
   };
 }

@@ -52,6 +52,32 @@ export function fileContract(open: OpenReactor): void {
       expect(low.every((byte) => byte === 0)).toBe(true);
     });
 
+    it('reads and writes what is cached, small and large, never before the call returned', async () => {
+      const { reactor, memory, bytes, file, run } = bench();
+      const fd = file('cached', pattern(1000));
+      const at = memory(1024 * 1024);
+      for (const length of [512, 4096, 1024 * 1024]) {
+        bytes(at, length).set(pattern(length));
+        let returned = false;
+        const write = run((c) => {
+          reactor.writeCached(fd, at, length, 4096, {
+            complete(result) {
+              expect(returned).toBe(true);
+              c.complete(result);
+            },
+          });
+          returned = true;
+        });
+        expect(reactor.inFlight).toBe(1);
+        expect(await write).toBe(length);
+        bytes(at, length).fill(0);
+        expect(await run((c) => reactor.readCached(fd, at, length, 4096, c))).toBe(length);
+        expect(bytes(at, length)).toEqual(pattern(length));
+      }
+      expect(await run((c) => reactor.readCached(fd, at, 4096, 4096 + 1024 * 1024 - 100, c))).toBe(100);
+      expect(await run((c) => reactor.writeCached(-1, at, 512, 0, c))).toBe(-ERRNO.EBADF);
+    });
+
     it('writes durably', async () => {
       const { reactor, dir, memory, bytes, file, run } = bench();
       const fd = file('a');

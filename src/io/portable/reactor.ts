@@ -69,6 +69,14 @@ export class PortableReactor implements Reactor, SocketHost {
     else fs.write(fd, this.arena.bytes, at, length, offset, callback);
   }
 
+  readCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
+    this.read(fd, at, length, offset, completion);
+  }
+
+  writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
+    this.write(fd, at, length, offset, false, completion);
+  }
+
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
     const callback = this.#callback(completion);
     const views: Uint8Array[] = [];

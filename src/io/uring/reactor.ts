@@ -26,7 +26,7 @@ import type {
   Stream,
 } from '../reactor.ts';
 import { completed } from '../reactor.ts';
-import { eventfd, mapAnonymous, shutdownSocket, unmap } from '../sys.ts';
+import { eventfd, mapAnonymous, shutdownSocket, readAt, unmap, writeAt } from '../sys.ts';
 import {
   OP_ACCEPT,
   OP_ASYNC_CANCEL,
@@ -42,6 +42,7 @@ import { boundPort, describe, disableNagle, encodeAddress, openListener, openSoc
 import { STREAM_MEMORY, UringStream } from './stream.ts';
 import type { StreamHost } from './stream.ts';
 import { Timers } from '../timers.ts';
+import { InlineGuard } from './inline-guard.ts';
 
 const RWF_DSYNC = 2;
 const FSYNC_DATASYNC = 1;
@@ -80,6 +81,12 @@ export class UringReactor implements Reactor, StreamHost {
   readonly #gatherView: DataView;
   readonly #gatherAddress: number;
   #gathered = 0;
+  /** Operations that were done at once; their completions run with those of the turn. */
+  #done: Completion[] = [];
+  #doneResults: number[] = [];
+  #spareDone: Completion[] = [];
+  #spareResults: number[] = [];
+  readonly #inline = new InlineGuard();
   #streams = 0;
   #now = performance.now();
   #running = false;
@@ -131,6 +138,27 @@ export class UringReactor implements Reactor, StreamHost {
 
   write(fd: number, at: number, length: number, offset: number, durable: boolean, completion: Completion): void {
     this.start(OP_WRITE, fd, this.arena.address + at, length, offset, durable ? RWF_DSYNC : 0, completion);
+  }
+
+  readCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
+    if (!this.#inline.allows(length, this.#now)) return this.read(fd, at, length, offset, completion);
+    const began = performance.now();
+    this.finish(completion, readAt(fd, this.arena.address + at, length, offset));
+    this.#inline.took(began, performance.now());
+  }
+
+  writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
+    if (!this.#inline.allows(length, this.#now)) return this.write(fd, at, length, offset, false, completion);
+    const began = performance.now();
+    this.finish(completion, writeAt(fd, this.arena.address + at, length, offset));
+    this.#inline.took(began, performance.now());
+  }
+
+  /** For streams. Ends an operation that was done at once: its completion runs later in the turn. */
+  finish(completion: Completion, result: number): void {
+    this.#done.push(completion);
+    this.#doneResults.push(result);
+    if (!this.#running) this.#wake();
   }
 
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
@@ -317,11 +345,11 @@ export class UringReactor implements Reactor, StreamHost {
   // --- the loop -------------------------------------------------------------------------------
 
   get inFlight(): number {
-    return this.#completions.length - this.#freeSlots.length - this.#background;
+    return this.#completions.length - this.#freeSlots.length - this.#background + this.#done.length;
   }
 
-  get #idle(): boolean {
-    return this.#completions.length === this.#freeSlots.length && this.#timers.size === 0;
+  #isIdle(): boolean {
+    return this.#completions.length === this.#freeSlots.length && this.#timers.size === 0 && this.#done.length === 0;
   }
 
   #wake(): void {
@@ -333,7 +361,7 @@ export class UringReactor implements Reactor, StreamHost {
     const started = performance.now();
     do {
       this.#turn();
-      if (this.#closed || this.#idle) {
+      if (this.#closed || this.#isIdle()) {
         this.#running = false;
         return;
       }
@@ -343,13 +371,30 @@ export class UringReactor implements Reactor, StreamHost {
 
   #turn(): void {
     const ring = this.#ring;
-    ring.enter(1, this.#waitMs());
+    const hasDone = this.#done.length > 0;
+    ring.enter(hasDone ? 0 : 1, hasDone ? -1 : this.#waitMs());
     this.#gathered = 0;
     this.#now = performance.now();
     ring.reap(this.#sink);
     this.#timers.expire(this.#now);
+    this.#endDone();
     for (const hook of this.#hooks) hook();
     if (runMicrotasks !== undefined) runMicrotasks();
+  }
+
+  /** Runs the completions of what was done at once so far; what they do at once waits for the next
+   *  turn, so that nobody is kept from the ring. */
+  #endDone(): void {
+    const done = this.#done;
+    const results = this.#doneResults;
+    if (done.length === 0) return;
+    this.#done = this.#spareDone;
+    this.#doneResults = this.#spareResults;
+    for (let i = 0; i < done.length; i++) done[i]!.complete(results[i]!);
+    done.length = 0;
+    results.length = 0;
+    this.#spareDone = done;
+    this.#spareResults = results;
   }
 
   /** How long the kernel may let us sleep: until the next timer, or -1. */
@@ -363,8 +408,8 @@ export class UringReactor implements Reactor, StreamHost {
   async close(): Promise<void> {
     if (this.#closed) return;
     // Cancelled listeners and wake-ups end in the next turns.
-    for (let i = 0; i < 1000 && !this.#idle; i++) await completed((c) => void this.timer(1, c));
-    assert(this.#idle && this.#streams === 0, 'everything opened through the reactor was closed');
+    for (let i = 0; i < 1000 && !this.#isIdle(); i++) await completed((c) => void this.timer(1, c));
+    assert(this.#isIdle() && this.#streams === 0, 'everything opened through the reactor was closed');
     this.#closed = true;
     this.#ring.close();
     unmap(this.arena.address, this.arena.size);

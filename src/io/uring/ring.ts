@@ -141,7 +141,7 @@ export class Ring {
     sqes[base + 6] = length;
     sqes[base + 7] = opFlags;
     sqes[base + 8] = userData;
-    sqes.fill(0, base + 9, base + 16);
+    for (let i = base + 9; i < base + 16; i++) sqes[i] = 0;
     this.#tail = (this.#tail + 1) >>> 0;
     this.#unsubmitted++;
   }
