@@ -25,6 +25,22 @@ const failure = shape<FailureView>()(z.object({ code: errorCode, message: z.stri
 
 export const errorBody = z.object({ error: failure }).openapi('Error');
 
+const copiesView = shape<StatusView['copies']>()(
+  z
+    .object({
+      copiedChunks: z.int().openapi({ description: 'Chunks of 4 KiB that were stored' }),
+      zeroChunks: z.int().openapi({ description: 'Read, and not stored: all zeros' }),
+      holeChunks: z.int().openapi({ description: 'Neither read nor stored: in a hole' }),
+      reads: z.int(),
+      readBytes: bytes,
+      storedBytes: bytes,
+      heldWrites: z.int().openapi({ description: 'Writes that waited for a read' }),
+      memoryWaits: z.int().openapi({ description: 'Writes that waited for copy memory' }),
+      brokenImages: z.int().openapi({ description: 'Images that were lost' }),
+    })
+    .openapi('Copies'),
+);
+
 const parametersView = shape<StatusView['parameters']>()(
   z
     .object({
@@ -53,6 +69,7 @@ export const statusView = shape<StatusView>()(
       driverReason: z.string().openapi({ description: 'Why it is not io_uring; empty when it is' }),
       nbdUri: z.string(),
       parameters: parametersView,
+      copies: copiesView,
       disks: z.int(),
       failedDisks: z.int(),
       snapshots: z.int(),
@@ -91,6 +108,7 @@ export const diskView = shape<DiskView>()(
       filters: z.array(z.string()),
       inFlight: z.int(),
       cbt: cbtView.nullable(),
+      copies: copiesView.nullable(),
     })
     .openapi('Disk'),
 );

@@ -1,6 +1,7 @@
 /** Which chunks of a device were saved, and where: a sparse table with one u32 per chunk.
  *
- *  Memory is taken only for the 4 MiB neighbourhoods (1024 chunks) in which something was saved.
+ *  Memory is taken only for the 4 MiB neighbourhoods (1024 chunks) in which something was saved; those
+ *  that are zeros throughout share one.
  *
  *      value                meaning
  *      0                    not saved
@@ -26,6 +27,8 @@ const RUN_MASK = 0x3fff_ffff;
 export const MAX_POSITION = 0x8000_0000 - FIRST_POSITION;
 
 const LEAF = 1024;
+/** Shared, never changed: `set` makes a copy. */
+const ZEROS = new Uint32Array(LEAF).fill(ZERO);
 
 export function chunkOf(offset: number): ChunkIndex {
   return Math.floor(offset / CHUNK) as ChunkIndex;
@@ -55,14 +58,25 @@ export class ChunkTable {
 
   set(chunk: ChunkIndex, value: number): void {
     const leaf = Math.floor(chunk / LEAF);
-    const values = (this.#leaves[leaf] ??= new Uint32Array(LEAF));
+    let values = this.#leaves[leaf];
+    if (values === undefined) values = this.#leaves[leaf] = new Uint32Array(LEAF);
+    else if (values === ZEROS) values = this.#leaves[leaf] = ZEROS.slice();
     values[chunk - leaf * LEAF] = value;
   }
 
-  /** Every chunk with a value other than UNSAVED, ascending. Slow path. */
+  /** Sets a whole neighbourhood to ZERO where `first` begins one before `end` that nothing was set in.
+   *  The number of chunks set: all of it, or none. */
+  zeroEmpty(first: ChunkIndex, end: number): number {
+    const leaf = first / LEAF;
+    if (first + LEAF > end || !Number.isInteger(leaf) || this.#leaves[leaf] !== undefined) return 0;
+    this.#leaves[leaf] = ZEROS;
+    return LEAF;
+  }
+
+  /** Every chunk with a value, ascending, but for neighbourhoods of nothing but zeros. Slow path. */
   *entries(): Generator<{ chunk: ChunkIndex; value: number }> {
     for (const [leaf, values] of this.#leaves.entries()) {
-      if (values === undefined) continue;
+      if (values === undefined || values === ZEROS) continue;
       for (const [i, value] of values.entries()) {
         if (value !== UNSAVED) yield { chunk: (leaf * LEAF + i) as ChunkIndex, value };
       }

@@ -6,7 +6,9 @@
  *    2. else hold the bio, read the old data, mark the chunks "in memory";
  *    3. let the write pass;
  *    4. store the copy, mark it stored, give the memory back.
- *  A second write to a chunk whose read is under way waits for that read only.
+ *  A second write to a chunk whose read is under way waits for that read only. Of large ranges, and of all
+ *  that is discarded, holes are not read but marked as zeros at once: no write to them can be under way below,
+ *  since those that were ended before the take, and all others since then have waited for their chunks.
  *
  *  Memory is bounded: without any, writes wait for stores to end, up to `timeoutMs`, then the
  *  snapshot breaks and the writes go on. **A broken snapshot never fails or delays its origin.**
@@ -16,12 +18,15 @@
 import { ARENA_BLOCK, NO_MEMORY } from '../io/arena.ts';
 import type { Arena } from '../io/arena.ts';
 import type { Reactor } from '../io/reactor.ts';
-import { BioQueue, READ } from '../block/bio.ts';
+import { BioQueue, READ, WRITE } from '../block/bio.ts';
 import type { Bio, BioPool, BioSink } from '../block/bio.ts';
+import type { HoleFinder } from '../block/device.ts';
 import { assert } from '../util/assert.ts';
 import { ERRNO } from '../util/errors.ts';
 import { CHUNK, FIRST_POSITION, READING, STORING, UNSAVED, ZERO, chunkOf, isSaved, runOf } from './chunk-table.ts';
 import type { ChunkIndex } from './chunk-table.ts';
+import { NO_COPIES } from './copy-counters.ts';
+import type { CopyCounters } from './copy-counters.ts';
 import { CowRun, MAX_RUN } from './cow-run.ts';
 import type { CowRunOwner } from './cow-run.ts';
 import type { DiffArea } from './diff-area.ts';
@@ -36,19 +41,14 @@ export interface CopyOnWriteOptions {
   readonly timeoutMs: number;
   /** The filter under which the origin lies. */
   readonly above: { readonly below: BioSink };
+  /** Of the origin, where nothing between the filter and the device changes what is read; else null. */
+  readonly holes: () => HoleFinder | null;
   /** Hears that an area's image was lost. */
   readonly onBroken: (area: DiffArea, errno: number) => void;
 }
 
-/** What happened so far. Only ever grows. */
-export interface CopyCounters {
-  copiedChunks: number;
-  zeroChunks: number;
-  reads: number;
-  /** Writes held for a read, and of those held for memory. */
-  heldWrites: number;
-  memoryWaits: number;
-}
+/** Writes of as many chunks look for holes first. */
+const HOLES_FROM = 16;
 
 export class CopyOnWrite implements CowRunOwner {
   readonly #o: CopyOnWriteOptions;
@@ -63,7 +63,7 @@ export class CopyOnWrite implements CowRunOwner {
   readonly #starved = new BioQueue();
   #listening = false;
   #timer = 0;
-  readonly counters: CopyCounters = { copiedChunks: 0, zeroChunks: 0, reads: 0, heldWrites: 0, memoryWaits: 0 };
+  readonly counters: CopyCounters = { ...NO_COPIES };
   readonly #onFreed = (): void => this.#feed();
   readonly #onTimeout = { complete: (): void => this.#timedOut() };
 
@@ -140,6 +140,7 @@ export class CopyOnWrite implements CowRunOwner {
     if (!this.#areas.some((other, i) => i <= index && other.active)) {
       for (const victim of victims) victim.discard(() => false);
     }
+    this.counters.brokenImages += victims.length;
     for (const victim of victims) this.#o.onBroken(victim, errno);
     this.#wakeStarved();
   }
@@ -173,6 +174,9 @@ export class CopyOnWrite implements CowRunOwner {
     bio.waiting++;
     const last = chunkOf(bio.offset + bio.length - 1);
     let chunk = chunkOf(bio.offset);
+    const holes = bio.op !== WRITE || last - chunk >= HOLES_FROM ? this.#o.holes() : null;
+    /** Where the data that is known to begin before it ends. */
+    let dataEnd = holes === null ? Infinity : chunk;
     while (chunk <= last) {
       const value = live.table.get(chunk);
       if (isSaved(value) || this.lookUp(this.#liveIndex + 1, chunk) !== null) {
@@ -181,8 +185,15 @@ export class CopyOnWrite implements CowRunOwner {
         const run = live.runs[runOf(value)]!;
         this.#wait(bio, run);
         chunk = (run.first + run.count) as ChunkIndex;
+      } else if (holes !== null && chunk >= dataEnd) {
+        const endByte = Math.min((last + 1) * CHUNK, this.#o.deviceSize);
+        const dataByte = holes.dataFrom(chunk * CHUNK, endByte);
+        const data = dataByte < endByte ? chunkOf(dataByte) : ((last + 1) as ChunkIndex);
+        this.#markHole(live, chunk, data);
+        if (data <= last) dataEnd = Math.ceil(holes.dataUntil(dataByte, endByte) / CHUNK);
+        chunk = data;
       } else {
-        const count = this.#startRun(live, chunk, last, bio);
+        const count = this.#startRun(live, chunk, Math.min(last, dataEnd - 1) as ChunkIndex, bio);
         if (count === 0) {
           this.#starve(bio);
           break;
@@ -191,6 +202,22 @@ export class CopyOnWrite implements CowRunOwner {
       }
     }
     this.#unwait(bio);
+  }
+
+  /** Marks chunks that lie in a hole as zeros, as far as nothing is saved or being read there. */
+  #markHole(live: DiffArea, from: ChunkIndex, end: ChunkIndex): void {
+    const newest = this.#liveIndex === this.#areas.length - 1;
+    let chunk = from;
+    while (chunk < end) {
+      let count = newest ? live.table.zeroEmpty(chunk, end) : 0;
+      if (count === 0 && live.table.get(chunk) === UNSAVED && this.lookUp(this.#liveIndex + 1, chunk) === null) {
+        live.table.set(chunk, ZERO);
+        count = 1;
+      }
+      live.zeroChunks += count;
+      this.counters.holeChunks += count;
+      chunk = (chunk + Math.max(1, count)) as ChunkIndex;
+    }
   }
 
   #wait(bio: Bio, run: CowRun): void {
@@ -233,9 +260,10 @@ export class CopyOnWrite implements CowRunOwner {
     run.failed = 0;
     this.#wait(bio, run);
     this.#setAll(run, READING + run.index);
-    this.counters.reads++;
     const offset = first * CHUNK;
     const length = Math.min(count * CHUNK, deviceSize - offset);
+    this.counters.reads++;
+    this.counters.readBytes += length;
     if (length < count * CHUNK) memory.bytes.fill(0, at + length, at + count * CHUNK);
     this.#o.above.below.submit(pool.get(READ, offset, length, at, 0, run));
     return count;
@@ -345,7 +373,10 @@ export class CopyOnWrite implements CowRunOwner {
       if (value === ZERO) area.zeroChunks++;
       else area.savedChunks++;
       if (value === ZERO) this.counters.zeroChunks++;
-      else this.counters.copiedChunks++;
+      else {
+        this.counters.copiedChunks++;
+        this.counters.storedBytes += CHUNK;
+      }
     }
   }
 

@@ -5,7 +5,7 @@
  *  the list, as metadata and storage alone, while an older image still needs what it saved. */
 
 import type { CbtMap } from './cbt-map.ts';
-import { CHUNK, ChunkTable, FIRST_POSITION, STORING, ZERO, isSaved } from './chunk-table.ts';
+import { CHUNK, ChunkTable, FIRST_POSITION, STORING, UNSAVED } from './chunk-table.ts';
 import type { ChunkIndex } from './chunk-table.ts';
 import type { CowRun } from './cow-run.ts';
 import type { DiffStorage } from './diff-storage.ts';
@@ -67,14 +67,14 @@ export class DiffArea {
     this.freeRuns.push(index);
   }
 
-  /** Forgets every saved chunk for which `needed` is false and gives its space back. Runs on their way are left alone. */
+  /** Forgets every stored chunk for which `needed` is false and gives its space back. Runs on their way are
+   *  left alone, and so are zeros, which take none. */
   discard(needed: (chunk: ChunkIndex) => boolean): void {
     let from = 0;
     let count = 0;
     for (const { chunk, value } of this.table.entries()) {
-      if (!isSaved(value) || value >= STORING || needed(chunk)) continue;
-      this.table.set(chunk, 0);
-      if (value === ZERO) continue;
+      if (value < FIRST_POSITION || value >= STORING || needed(chunk)) continue;
+      this.table.set(chunk, UNSAVED);
       const position = value - FIRST_POSITION;
       if (count > 0 && position === from + count) {
         count++;

@@ -14,7 +14,7 @@ import type { Reactor } from '../io/reactor.ts';
 import { BioPool, DISCARD, READ, WRITE, WRITE_ZEROES, runBio } from '../block/bio.ts';
 import type { Bio, BioSink, Op } from '../block/bio.ts';
 import { Disk } from '../block/disk.ts';
-import { BlockFilter } from '../block/filter.ts';
+import type { BlockDevice, Capabilities, Extent, HoleFinder } from '../block/device.ts';
 import { openDevice } from '../block/open.ts';
 import { Prng } from '../util/prng.ts';
 import { MIB } from '../util/units.ts';
@@ -31,28 +31,51 @@ const STEPS = Number(process.env['BLKSNAP_STEPS'] ?? 60);
 /** Sizes that are no whole chunks and no whole tracking blocks. */
 const SIZES = [512 * 1024 + 3 * SECTOR, 200 * 1024 + SECTOR];
 
-/** A slow disk that serves what is under way in any order, as disks may. */
-class Shuffle extends BlockFilter {
-  readonly name = 'shuffle';
-  readonly altitude = 1;
+/** A slow disk that serves what is under way in any order, as disks may. Tells its holes as a file does. */
+class Shuffle implements BlockDevice {
+  readonly #device: BlockDevice;
   readonly #random: Prng;
   readonly #reactor: Reactor;
 
-  constructor(random: Prng, reactor: Reactor) {
-    super();
+  constructor(device: BlockDevice, random: Prng, reactor: Reactor) {
+    this.#device = device;
     this.#random = random;
     this.#reactor = reactor;
   }
 
-  submit(bio: Bio): void {
-    if (this.#random.chance(0.5)) this.below.submit(bio);
-    else this.#reactor.timer(this.#random.below(3), { complete: () => this.below.submit(bio) });
+  get name(): string {
+    return this.#device.name;
+  }
+  get size(): number {
+    return this.#device.size;
+  }
+  get logicalBlockSize(): number {
+    return this.#device.logicalBlockSize;
+  }
+  get physicalBlockSize(): number {
+    return this.#device.physicalBlockSize;
+  }
+  get readOnly(): boolean {
+    return this.#device.readOnly;
+  }
+  get capabilities(): Capabilities {
+    return this.#device.capabilities;
+  }
+  get holes(): HoleFinder | undefined {
+    return this.#device.holes;
   }
 
-  override async attach(): Promise<void> {}
-  override async detach(): Promise<void> {}
-  override async ctl(): Promise<unknown> {
-    return null;
+  submit(bio: Bio): void {
+    if (this.#random.chance(0.5)) this.#device.submit(bio);
+    else this.#reactor.timer(this.#random.below(3), { complete: () => this.#device.submit(bio) });
+  }
+
+  extents(offset: number, length: number): Promise<Extent[]> {
+    return this.#device.extents(offset, length);
+  }
+
+  close(): Promise<void> {
+    return this.#device.close();
   }
 }
 
@@ -99,9 +122,11 @@ class World {
       const file = path.join(this.#directory, `disk${i}`);
       const content = new Uint8Array(size);
       this.random.fill(content.subarray(0, size / 2));
-      fs.writeFileSync(file, content);
+      // The second half is a hole.
+      fs.writeFileSync(file, content.subarray(0, size / 2));
+      fs.truncateSync(file, size);
       const device = await openDevice(file, { reactor: this.reactor });
-      const disk = new Disk(`disk${i}`, device);
+      const disk = new Disk(`disk${i}`, new Shuffle(device, this.random, this.reactor));
       const tracker = new Tracker({
         reactor: this.reactor,
         pool: this.pool,
@@ -110,7 +135,6 @@ class World {
         originPath: file,
       });
       await disk.attachFilter(tracker);
-      await disk.attachFilter(new Shuffle(this.random, this.reactor));
       this.disks.push({ disk, tracker, content });
     }
   }
@@ -119,6 +143,7 @@ class World {
     const { counters } = this.disks[0]!.tracker.cow;
     expect(counters.heldWrites).toBeGreaterThan(0);
     expect(counters.memoryWaits).toBeGreaterThan(0);
+    expect(counters.holeChunks).toBeGreaterThan(0);
     await this.set.close();
     for (const { disk } of this.disks) await disk.close();
     expect(this.pool.lent).toBe(0);

@@ -106,6 +106,7 @@ export class Tracker extends BlockFilter {
       deviceSize: disk.size,
       timeoutMs: this.#parameters.cowTimeoutMs,
       above: this,
+      holes: () => (this.below === disk.device ? (disk.device.holes ?? null) : null),
       onBroken: (area, errno) => this.onBroken(area, errno),
     });
   }

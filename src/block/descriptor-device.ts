@@ -11,14 +11,15 @@ import fs from 'node:fs';
 import { NO_MEMORY } from '../io/arena.ts';
 import { ALLOCATE_PUNCH_HOLE, ALLOCATE_ZERO_RANGE } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
+import { ffiAvailable } from '../io/sys.ts';
 import { unreachable } from '../util/assert.ts';
 import { ERRNO } from '../util/errors.ts';
 import { KIB } from '../util/units.ts';
 import { BioQueue, DISCARD, FAST_ZERO, FLUSH, FUA, NO_HOLE, READ, WRITE, WRITE_ZEROES, rangeError } from './bio.ts';
 import type { Bio, BioDriver } from './bio.ts';
 import { BounceSlots } from './bounce.ts';
-import type { BlockDevice, Capabilities, Extent } from './device.ts';
-import { fileExtents } from './file-extents.ts';
+import type { BlockDevice, Capabilities, Extent, HoleFinder } from './device.ts';
+import { FileHoles, fileExtents } from './file-extents.ts';
 
 /** Zeros written at once where nothing faster works. */
 const ZERO_BYTES = 256 * KIB;
@@ -47,6 +48,7 @@ export class DescriptorDevice implements BlockDevice {
   readonly physicalBlockSize: number;
   readonly readOnly: boolean;
   readonly capabilities: Capabilities;
+  readonly holes?: HoleFinder;
   readonly #fd: number;
   readonly #kind: DescriptorGeometry['kind'];
   readonly #cached: DescriptorGeometry['cached'];
@@ -80,6 +82,7 @@ export class DescriptorDevice implements BlockDevice {
     this.readOnly = geometry.readOnly;
     this.capabilities = geometry.capabilities;
     this.#kind = geometry.kind;
+    if (geometry.kind === 'file' && ffiAvailable()) this.holes = new FileHoles(geometry.fd, () => this.size);
     this.#cached = geometry.cached;
     this.#memoryAlignment = geometry.memoryAlignment;
     this.#bounce =

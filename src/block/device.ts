@@ -22,6 +22,14 @@ export interface Extent {
   readonly zero: boolean;
 }
 
+/** Tells holes from data at once, without I/O: what is a hole reads as zeros at the moment of the answer. */
+export interface HoleFinder {
+  /** Where data begins, from `offset` on; `end` when all before it is a hole. `offset` for "unknown". */
+  dataFrom(offset: number, end: number): number;
+  /** Where the data that begins at `offset` ends; `end` for "unknown". */
+  dataUntil(offset: number, end: number): number;
+}
+
 export interface BlockDevice extends BioSink {
   readonly name: string;
   /** Bytes, a multiple of logicalBlockSize. */
@@ -32,6 +40,8 @@ export interface BlockDevice extends BioSink {
   readonly physicalBlockSize: number;
   readonly readOnly: boolean;
   readonly capabilities: Capabilities;
+  /** Absent where holes cannot be told without I/O. */
+  readonly holes?: HoleFinder | undefined;
   /** The states of [offset, offset + length), in order; covers at least the first byte, and may stop
    *  early. "Unknown" is data: neither hole nor zero. Slow path. Rejects with EIO and the like. */
   extents(offset: number, length: number): Promise<Extent[]>;

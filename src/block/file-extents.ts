@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import { SEEK_DATA, SEEK_HOLE, ffiAvailable, seek } from '../io/sys.ts';
 import { BlksnapError, ERRNO, errnoError } from '../util/errors.ts';
 import { pushExtent } from './device.ts';
-import type { Extent } from './device.ts';
+import type { Extent, HoleFinder } from './device.ts';
 
 /** Extents per answer: the seeks block the thread. */
 const EXTENTS_LIMIT = 512;
@@ -34,6 +34,29 @@ export function fileExtents(
     at = hole;
   }
   return list;
+}
+
+/** A file's holes by lseek. What lies beyond the end of a file that has shrunk is no hole but lost. */
+export class FileHoles implements HoleFinder {
+  readonly #fd: number;
+  readonly #size: () => number;
+
+  /** `size`: the device's. */
+  constructor(fd: number, size: () => number) {
+    this.#fd = fd;
+    this.#size = size;
+  }
+
+  dataFrom(offset: number, end: number): number {
+    const found = seek(this.#fd, offset, SEEK_DATA);
+    if (found >= 0) return Math.min(found, end);
+    return found === -ENXIO && fs.fstatSync(this.#fd).size >= this.#size() ? end : offset;
+  }
+
+  dataUntil(offset: number, end: number): number {
+    const found = seek(this.#fd, offset, SEEK_HOLE);
+    return found > offset ? Math.min(found, end) : end;
+  }
 }
 
 /** Where data (or a hole) begins, at most `end`. A file system that does not know has data only. */

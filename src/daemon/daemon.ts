@@ -8,6 +8,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import type { ByteRange } from '../backup/ranges.ts';
 import type { SnapshotEvent } from '../blksnap/events.ts';
+import { totalOf } from '../blksnap/copy-counters.ts';
 import { DEFAULT_PARAMETERS } from '../blksnap/parameters.ts';
 import type { Parameters } from '../blksnap/parameters.ts';
 import type { DriverName } from '../io/open.ts';
@@ -144,6 +145,7 @@ export class Daemon {
   async status(): Promise<StatusView> {
     const { paths } = this.#options;
     const entries = [...this.#entries.values()];
+    const infos = await this.#io.call('disks', {});
     return {
       version: VERSION,
       pid: process.pid,
@@ -154,6 +156,7 @@ export class Daemon {
       driverReason: this.#io.ready.driverReason,
       nbdUri: this.#uri(''),
       parameters: this.#options.parameters ?? DEFAULT_PARAMETERS,
+      copies: totalOf(infos.map(({ copies }) => copies)),
       disks: entries.length,
       failedDisks: entries.filter((entry) => entry.kind === 'disk' && entry.failure !== null).length,
       snapshots: this.#events.size - this.#prepared.size,
@@ -406,6 +409,7 @@ export class Daemon {
       filters: [...(info?.filters ?? [])],
       inFlight: info?.inFlight ?? 0,
       cbt: info?.cbt ?? null,
+      copies: info?.copies ?? null,
     };
   }
 

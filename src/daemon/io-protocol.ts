@@ -4,6 +4,7 @@
  *  Everything passed is plain data (structured clone). */
 
 import type { ByteRange } from '../backup/ranges.ts';
+import type { CopyCounters } from '../blksnap/copy-counters.ts';
 import type { SnapshotEvent } from '../blksnap/events.ts';
 import type { Parameters } from '../blksnap/parameters.ts';
 import type { DriverName } from '../io/open.ts';
@@ -54,6 +55,7 @@ export interface DiskInfo {
   readonly filters: readonly string[];
   readonly inFlight: number;
   readonly cbt: CbtInfo;
+  readonly copies: CopyCounters;
 }
 
 export interface ImageInfo {

@@ -245,6 +245,7 @@ function diskInfo({ disk, tracker }: Served): DiskInfo {
     filters: disk.filters.map(({ name }) => name),
     inFlight: disk.inFlight,
     cbt: cbtInfo(tracker),
+    copies: { ...tracker.cow.counters },
   };
 }
 

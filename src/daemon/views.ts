@@ -1,5 +1,6 @@
 /** What the daemon tells of itself: the shapes that the API hands out. Plain data; sizes and offsets are bytes. */
 
+import type { CopyCounters } from '../blksnap/copy-counters.ts';
 import type { Parameters } from '../blksnap/parameters.ts';
 import type { ErrorCode } from '../util/errors.ts';
 
@@ -16,6 +17,8 @@ export interface StatusView {
   /** Where NBD clients connect, without an export name. */
   nbdUri: string;
   parameters: Parameters;
+  /** Of all disks together, since they were attached. */
+  copies: CopyCounters;
   disks: number;
   failedDisks: number;
   snapshots: number;
@@ -56,6 +59,8 @@ export interface DiskView {
   inFlight: number;
   /** Null while failed. */
   cbt: CbtView | null;
+  /** What copy-on-write has done since the disk was attached; null while failed. */
+  copies: CopyCounters | null;
 }
 
 export interface ImageView {

@@ -156,7 +156,16 @@ function statusFields(state: StatusView): Array<[string, string]> {
     ['I/O driver', driver],
     ['disks', `${state.disks}${failed}`],
     ['snapshots', String(state.snapshots)],
+    ...copyFields(state.copies),
     ...parameterFields(state.parameters),
+  ];
+}
+
+function copyFields(copies: StatusView['copies']): Array<[string, string]> {
+  const { copiedChunks, zeroChunks, holeChunks, storedBytes, heldWrites, memoryWaits } = copies;
+  return [
+    ['copied chunks', `${copiedChunks} (${formatSize(storedBytes)}), spared ${zeroChunks} of zeros, ${holeChunks} in holes`],
+    ['held writes', `${heldWrites}, of them for memory ${memoryWaits}`],
   ];
 }
 

@@ -1,0 +1,118 @@
+/** What copy-on-write reads, stores and leaves out. That images stay right is the model's to prove. */
+
+import fs from 'node:fs';
+import { describe, expect, test } from 'vitest';
+import { DISCARD, READ, WRITE_ZEROES, runBio } from '../block/bio.ts';
+import type { Bio } from '../block/bio.ts';
+import { BlockFilter } from '../block/filter.ts';
+import { KIB, MIB } from '../util/units.ts';
+import { Core } from '../../test/core.ts';
+
+const MEMORY = { path: ':memory:', limitBytes: 64 * MIB };
+const SIZE = 16 * MIB;
+
+/** A disk of holes, but for 64 KiB of data at 9 MiB + 1 KiB. */
+async function sparse(core: Core) {
+  fs.writeFileSync(core.path('a'), '');
+  fs.truncateSync(core.path('a'), SIZE);
+  const fd = fs.openSync(core.path('a'), 'r+');
+  fs.writeSync(fd, Buffer.alloc(64 * KIB, 7), 0, 64 * KIB, 9 * MIB + KIB);
+  fs.closeSync(fd);
+  return await core.disk('a', SIZE);
+}
+
+describe('holes', () => {
+  test.each([
+    ['discard', DISCARD],
+    ['writeZeroes', WRITE_ZEROES],
+  ] as const)('a %s of a sparse disk reads and stores its data alone', async (_name, op) => {
+    const core = await Core.open();
+    const { disk, tracker } = await sparse(core);
+    const before = fs.readFileSync(core.path('a'));
+    const snapshot = await core.set.create([tracker], MEMORY);
+    expect(await runBio(core.pool, disk, { op, offset: 0, length: SIZE })).toBe(0);
+    const { counters } = tracker.cow;
+    await expect
+      .poll(() => counters)
+      .toMatchObject({ reads: 1, readBytes: 68 * KIB, copiedChunks: 17, storedBytes: 68 * KIB });
+    expect(counters.holeChunks).toBe(SIZE / 4096 - 17);
+    expect(snapshot.storage.usedBytes).toBe(68 * KIB);
+    const image = await core.read(snapshot.images[0]!, 0, SIZE);
+    expect(image.status).toBe(0);
+    expect(image.data.equals(before)).toBe(true);
+    await core.close();
+  });
+
+  test('large writes look for them, small ones just read', async () => {
+    const core = await Core.open();
+    const { disk, tracker } = await sparse(core);
+    const snapshot = await core.set.create([tracker], MEMORY);
+    await core.write(disk, 0, 256 * KIB, 1);
+    expect(tracker.cow.counters).toMatchObject({ reads: 0, holeChunks: 64, zeroChunks: 0 });
+    await core.write(disk, MIB, 4 * KIB, 1);
+    expect(tracker.cow.counters).toMatchObject({ reads: 1, holeChunks: 64, zeroChunks: 1 });
+    await core.write(disk, 200 * KIB, 256 * KIB, 2);
+    expect(tracker.cow.counters).toMatchObject({ reads: 1, holeChunks: 64 + 50, zeroChunks: 1 });
+    expect((await core.read(snapshot.images[0]!, 0, 2 * MIB)).data.equals(Buffer.alloc(2 * MIB))).toBe(true);
+    await core.close();
+  });
+
+  test('are not believed when a filter lies between, since the data may be elsewhere', async () => {
+    const core = await Core.open();
+    const { disk, tracker } = await sparse(core);
+    await disk.attachFilter(new Nines(core));
+    const snapshot = await core.set.create([tracker], MEMORY);
+    await runBio(core.pool, disk, { op: DISCARD, offset: 0, length: MIB });
+    await expect.poll(() => tracker.cow.counters).toMatchObject({ holeChunks: 0, copiedChunks: 256 });
+    expect((await core.read(snapshot.images[0]!, 0, MIB)).data.equals(Buffer.alloc(MIB, 9))).toBe(true);
+    await core.close();
+  });
+
+  test('beyond the end of a file that was cut are no holes: the image is lost, not zero', async () => {
+    const core = await Core.open();
+    const { disk, tracker } = await sparse(core);
+    const snapshot = await core.set.create([tracker], MEMORY);
+    fs.truncateSync(core.path('a'), MIB);
+    await runBio(core.pool, disk, { op: WRITE_ZEROES, offset: 8 * MIB, length: MIB });
+    expect(snapshot.images[0]!.corrupted).not.toBe(0);
+    await core.close();
+  });
+});
+
+test('a chunk is copied once, however often it is written', async () => {
+  const core = await Core.open();
+  const { disk, tracker } = await core.disk('a', MIB);
+  await core.set.create([tracker], MEMORY);
+  for (let i = 0; i < 5; i++) await core.write(disk, 512, 1024, i);
+  await expect
+    .poll(() => tracker.cow.counters)
+    .toMatchObject({ reads: 1, readBytes: 4096, copiedChunks: 1, heldWrites: 1, storedBytes: 4096 });
+  await core.close();
+});
+
+/** A disk that reads as nines, wherever its data is. */
+class Nines extends BlockFilter {
+  readonly name = 'nines';
+  readonly altitude = 1;
+  readonly #core: Core;
+
+  constructor(core: Core) {
+    super();
+    this.#core = core;
+  }
+
+  submit(bio: Bio): void {
+    if (bio.op !== READ) {
+      this.below.submit(bio);
+      return;
+    }
+    this.#core.reactor.arena.bytes.fill(9, bio.at, bio.at + bio.length);
+    this.#core.reactor.timer(0, { complete: () => bio.end(0) });
+  }
+
+  override async attach(): Promise<void> {}
+  override async detach(): Promise<void> {}
+  override async ctl(): Promise<unknown> {
+    return null;
+  }
+}
