@@ -14,6 +14,9 @@ const PACKAGES = new Map([
   ['nbd-client', ['nbd-client']],
   ['fio', ['fio']],
   ['e2fsprogs', ['mkfs.ext4', 'debugfs']],
+  ['fdisk', ['fdisk', 'sfdisk']],
+  ['gdisk', ['sgdisk']],
+  ['parted', ['parted']],
 ]);
 
 const PLACES = [...(process.env['PATH'] ?? '').split(path.delimiter), '/usr/sbin', '/sbin'];

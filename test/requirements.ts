@@ -17,6 +17,10 @@ const PACKAGE_OF: Record<string, string> = {
   nbdkit: 'nbdkit',
   fio: 'fio',
   'mkfs.ext4': 'e2fsprogs',
+  fdisk: 'fdisk',
+  sfdisk: 'fdisk',
+  sgdisk: 'gdisk',
+  parted: 'parted',
 };
 
 /** Skips the test unless every program is here. */
