@@ -2,7 +2,7 @@
  *  an exit code. What a command needs is loaded when it runs, so that help and mistakes are quick. */
 
 import { Command, CommanderError } from 'commander';
-import { toBlksnapError } from '../util/errors.ts';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { VERSION } from '../util/version.ts';
 import { addBackupCommands } from './commands/backups.ts';
 import { addConsoleSnapshotCommands } from './commands/console-snapshots.ts';
@@ -16,7 +16,7 @@ import { EXIT_CODES_HELP, EXIT_OK, EXIT_USAGE, exitCodeOf } from './exit-codes.t
 import { addAboutCommands } from './commands/about.ts';
 import { printError } from './output.ts';
 
-function buildProgram(json: boolean): Command {
+function buildProgram(args: readonly string[], json: boolean): Command {
   const program = new Command('blksnap')
     .description('Snapshots, changed-block tracking and incremental backup of live block devices.')
     .version(VERSION, '-V, --version', 'print the version')
@@ -24,7 +24,7 @@ function buildProgram(json: boolean): Command {
     .helpCommand('help [command]', 'print help for a command')
     .enablePositionalOptions()
     .exitOverride()
-    .configureOutput({ outputError: (text) => printError(new Error(usageWords(text)), json) })
+    .configureOutput({ outputError: (text) => printError(usageError(text, program, args), json) })
     .addHelpText('after', `\nExample:\n  $ blksnap daemon &\n  $ blksnap attach disk.img\n  $ blksnap backup disk --to /backup\n\n${EXIT_CODES_HELP}`);
   addDaemonCommand(program);
   addDiskCommands(program);
@@ -38,15 +38,32 @@ function buildProgram(json: boolean): Command {
   return program;
 }
 
-/** Commander's complaint without its prefix, on one line. */
-function usageWords(text: string): string {
-  return text.replace(/^error: /, '').trim().replace(/\n+/g, ' ');
+/** Commander's complaint on one line, without its prefix, and with the next step where it names none. */
+function usageError(text: string, program: Command, args: readonly string[]): BlksnapError {
+  const words = text
+    .replace(/^error: /, '')
+    .trim()
+    .replace(/\n+/g, ' ');
+  const next = words.includes('Did you mean') ? '' : `; see \`${commandIn(program, args)} --help\``;
+  return new BlksnapError('EINVAL', words + next);
+}
+
+/** The command that the arguments name, as far as they name one. */
+function commandIn(program: Command, args: readonly string[]): string {
+  const named: string[] = [program.name()];
+  let command: Command | undefined = program;
+  for (const arg of args) {
+    command = command.commands.find((one) => one.name() === arg || one.aliases().includes(arg));
+    if (command === undefined) break;
+    named.push(command.name());
+  }
+  return named.join(' ');
 }
 
 async function main(args: readonly string[]): Promise<number> {
   const json = args.includes('--json');
   try {
-    await buildProgram(json).parseAsync(separateValues(args), { from: 'user' });
+    await buildProgram(args, json).parseAsync(separateValues(args), { from: 'user' });
     return EXIT_OK;
   } catch (cause) {
     // Commander has printed what it had to say; help and version are no failures.
