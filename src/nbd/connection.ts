@@ -92,6 +92,9 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
   #start = 0;
   #end = 0;
   #receiving = false;
+  /** After a large write another is likely: then only its header is received here, and the payload, uncopied,
+   *  where it will be used. */
+  #expectsLarge = false;
   /** Bytes of a refused payload that are still to be thrown away. */
   #skip = 0;
 
@@ -199,7 +202,9 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
       this.#start = 0;
     }
     this.#receiving = true;
-    this.#stream.receive(this.#bufferAt + this.#end, RECEIVE_BYTES - this.#end, this.#received);
+    const have = this.#end - this.#start;
+    const room = this.#expectsLarge && have < this.#headerSize ? this.#headerSize - have : RECEIVE_BYTES - this.#end;
+    this.#stream.receive(this.#bufferAt + this.#end, room, this.#received);
   }
 
   #onReceived(result: number): void {
@@ -245,6 +250,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     const request = this.#obtain();
     request.reset(command, flags, view.getUint32(at + 8), view.getUint32(at + 12), getU64(view, at + 16), length);
     this.#start += this.#headerSize;
+    this.#expectsLarge = command === CMD_WRITE && payload > COPY_LIMIT;
     this.#take(request, payload, charge);
     return TOOK;
   }

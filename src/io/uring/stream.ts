@@ -106,6 +106,7 @@ export class UringStream implements Stream {
   #receive(at: number, length: number, all: boolean, completion: Completion): void {
     const receiving = this.#receiving;
     assert(receiving.user === null, 'one receive at a time');
+    if (this.#closed) return this.#host.finish(completion, -ERRNO.ECANCELED);
     receiving.user = completion;
     receiving.at = at;
     receiving.length = length;
@@ -157,6 +158,7 @@ export class UringStream implements Stream {
   send(completion: Completion): void {
     const s = this.#sending;
     assert(s.user === null && this.#queued > 0, 'one send at a time, of something');
+    if (this.#closed) return this.#host.finish(completion, -ERRNO.ECANCELED);
     s.user = completion;
     s.list = this.#filling;
     s.first = 0;
