@@ -380,7 +380,7 @@ export class UringReactor implements Reactor, StreamHost {
     this.#gathered = 0;
     this.#now = performance.now();
     const reaped = ring.reap(this.#sink);
-    if (reaped > 0) this.#patienceMs = COOPERATIVE_WAITS_MS.first;
+    if (reaped > 0 || hasDone) this.#patienceMs = COOPERATIVE_WAITS_MS.first;
     else this.#patienceMs = Math.min(this.#patienceMs * 2, COOPERATIVE_WAITS_MS.longest);
     this.#timers.expire(this.#now);
     this.#endDone();
