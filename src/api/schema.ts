@@ -133,6 +133,13 @@ export const snapshotView = shape<SnapshotView>()(
       id: z.uuid(),
       createdAt: z.iso.datetime(),
       heldMs: z.number().openapi({ description: 'How long writes were held at the take' }),
+      freeze: z
+        .object({
+          frozenMs: z.number().openapi({ description: 'From the start of the freeze to the end of the thaw' }),
+          thawError: z.string().nullable(),
+        })
+        .nullable()
+        .openapi({ description: 'How the freeze hooks went; null without any' }),
       storagePath: z.string(),
       usedBytes: bytes,
       limitBytes: bytes.nullable(),
@@ -206,10 +213,19 @@ export const snapshotRequest = z
       description: 'Where saved chunks go: a directory, a new file, an unused block device, or :memory:',
     }),
     limitBytes: z.int().positive().max(8192 * TIB).optional(),
+    hooks: z
+      .strictObject({
+        freeze: text,
+        thaw: text,
+        timeoutMs: z.int().positive().max(3_600_000).optional(),
+      })
+      .optional()
+      .openapi({ description: 'Shell commands that the daemon runs before and after the take; the thaw always runs' }),
   })
   .openapi('SnapshotRequest');
 
 export const preparedRequest = snapshotRequest
+  .omit({ hooks: true })
   .extend({ disks: z.array(text).max(1024).default([]) })
   .openapi('PrepareRequest');
 

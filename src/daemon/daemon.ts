@@ -19,7 +19,9 @@ import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { VERSION } from '../util/version.ts';
 import { EventLog } from './event-log.ts';
 import type { Waiting } from './event-log.ts';
-import type { DiskInfo, SnapshotInfo } from './io-protocol.ts';
+import { FREEZE_TIMEOUT_MS, takeFrozen } from './freeze-hooks.ts';
+import type { FreezeReport } from './freeze-hooks.ts';
+import type { DiskInfo, IoCalls, SnapshotInfo } from './io-protocol.ts';
 import { IoThread } from './io-thread-client.ts';
 import { lockDirectory } from './lock.ts';
 import type { DirectoryLock } from './lock.ts';
@@ -65,6 +67,8 @@ export interface SnapshotRequest {
   /** Default: an unnamed file in the state directory. */
   readonly storage?: string | undefined;
   readonly limitBytes?: number | undefined;
+  /** Commands to run before and after the take. */
+  readonly hooks?: { readonly freeze: string; readonly thaw: string; readonly timeoutMs?: number | undefined } | undefined;
 }
 
 /** A disk that is to be served, and why it is not, where it is not. */
@@ -82,6 +86,8 @@ export class Daemon {
   #nbdAddress: SocketAddress;
   readonly #entries = new Map<string, Entry>();
   readonly #prepared = new PreparedSnapshots();
+  /** How the freeze hooks of held snapshots went. */
+  readonly #freezes = new Map<string, FreezeReport>();
   readonly #serial = new Serial();
   #stopping: Promise<void> | null = null;
 
@@ -259,11 +265,24 @@ export class Daemon {
     const storagePath = request.storage ?? this.#options.paths.state;
     return await this.#serial.run(disks.map((name) => `disk ${name}`), async () => {
       const limitBytes = request.limitBytes ?? null;
-      const info = await this.#io.call('createSnapshot', { id, disks, storagePath, limitBytes });
+      const info = await this.#take(request, { id, disks, storagePath, limitBytes });
       this.#events.open(info.id);
       this.#options.log.info({ snapshot: info.id, disks, heldMs: info.heldMs }, 'snapshot taken');
       return this.#snapshotView(info);
     });
+  }
+
+  /** The take, between its hooks where it has some. */
+  async #take({ hooks }: SnapshotRequest, args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
+    const take = (): Promise<SnapshotInfo> => this.#io.call('createSnapshot', args);
+    if (hooks === undefined) return await take();
+    const { taken, report } = await takeFrozen({ ...hooks, timeoutMs: hooks.timeoutMs ?? FREEZE_TIMEOUT_MS }, args.disks, {
+      take,
+      undo: ({ id }) => this.#io.call('destroySnapshot', { id }),
+    });
+    this.#freezes.set(taken.id, report);
+    if (report.thawError !== null) this.#options.log.error({ snapshot: taken.id, error: report.thawError }, 'not thawed');
+    return taken;
   }
 
   /** Every held snapshot, oldest first. */
@@ -284,6 +303,7 @@ export class Daemon {
     await this.#serial.run(images.map(({ disk }) => `disk ${disk}`), async () => {
       await this.#io.call('destroySnapshot', { id });
       this.#events.close(id);
+      this.#freezes.delete(id);
       this.#options.log.info({ snapshot: id }, 'snapshot destroyed');
     });
   }
@@ -415,7 +435,7 @@ export class Daemon {
 
   #snapshotView(info: SnapshotInfo): SnapshotView {
     const images = info.images.map((image): ImageView => ({ ...image, uri: this.#uri(image.exportName) }));
-    return { ...info, createdAt: new Date(info.createdAt).toISOString(), images };
+    return { ...info, createdAt: new Date(info.createdAt).toISOString(), freeze: this.#freezes.get(info.id) ?? null, images };
   }
 }
 

@@ -79,6 +79,8 @@ export interface SnapshotView {
   createdAt: string;
   /** How long writes were held at the take. */
   heldMs: number;
+  /** How its freeze hooks went; null without hooks. */
+  freeze: { frozenMs: number; thawError: string | null } | null;
   storagePath: string;
   usedBytes: number;
   /** Null: no limit but the place itself. */

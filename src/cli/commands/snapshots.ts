@@ -2,15 +2,19 @@
 
 import type { Command } from 'commander';
 import type { Client, EventView, SnapshotView } from '../../api/client.ts';
+import { BlksnapError } from '../../util/errors.ts';
 import { formatSeconds, formatSize, parseSize } from '../../util/units.ts';
 import { absolute, addCommand, connect } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
 import { onInterrupt } from '../interrupt.ts';
-import { formatTime, printFields, printJson, printLine, printTable } from '../output.ts';
+import { formatTime, printError, printFields, printJson, printLine, printTable } from '../output.ts';
 
 interface CreateOptions extends CommonOptions {
   readonly storage?: string;
   readonly limit?: number;
+  readonly freeze?: string;
+  readonly thaw?: string;
+  readonly freezeTimeout?: number;
 }
 
 interface EventOptions extends CommonOptions {
@@ -32,6 +36,9 @@ export function addSnapshotCommands(program: Command): void {
   })
     .option('--storage <place>', 'where overwritten data goes: a directory, a new file, a block device, or :memory:')
     .option('--limit <size>', 'most that may be kept there', (text: string) => parseSize(text))
+    .option('--freeze <command>', 'run by the daemon before the take; if it fails there is no snapshot')
+    .option('--thaw <command>', 'run after it, whatever happened; both know $BLKSNAP_DISKS')
+    .option('--freeze-timeout <ms>', 'longest time from the freeze to the end of the take (default: 30000)', Number)
     .action(create);
 
   addCommand(snapshot, 'list', { summary: 'List the snapshots that are held', examples: ['snapshot list'] }).action(list);
@@ -59,13 +66,23 @@ async function fullId(client: Client, given: string): Promise<string> {
 async function create(names: string[], options: CreateOptions): Promise<void> {
   const client = await connect(options);
   const storage = storagePlace(options.storage);
-  const snapshot = await client.createSnapshot({ disks: names, storage, limitBytes: options.limit });
+  const hooks = hooksOf(options);
+  const snapshot = await client.createSnapshot({ disks: names, storage, limitBytes: options.limit, hooks });
+  if (typeof snapshot.freeze?.thawError === 'string') printError(new Error(snapshot.freeze.thawError), options.json ?? false);
   if (options.json) {
     printJson(snapshot);
     return;
   }
   printLine(snapshot.id);
   for (const { uri } of snapshot.images) printLine(uri);
+}
+
+function hooksOf({ freeze, thaw, freezeTimeout: timeoutMs }: CreateOptions) {
+  if (freeze === undefined && thaw === undefined && timeoutMs === undefined) return undefined;
+  if (freeze === undefined || thaw === undefined) {
+    throw new BlksnapError('EINVAL', 'Cannot freeze without a thaw, nor the other way round: give both --freeze and --thaw');
+  }
+  return { freeze, thaw, timeoutMs };
 }
 
 async function list(options: CommonOptions): Promise<void> {
@@ -98,6 +115,7 @@ async function show(given: string, options: CommonOptions): Promise<void> {
   printFields([
     ['id', snapshot.id],
     ['taken', `${formatTime(snapshot.createdAt)}, writes held for ${formatSeconds(snapshot.heldMs / 1000)}`],
+    ...(snapshot.freeze === null ? [] : [['frozen for', formatSeconds(snapshot.freeze.frozenMs / 1000)] as const]),
     ['storage', snapshot.storagePath],
     ['kept', formatSize(snapshot.usedBytes)],
     ['limit', snapshot.limitBytes === null ? 'none' : formatSize(snapshot.limitBytes)],
