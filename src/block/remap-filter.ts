@@ -15,6 +15,7 @@ import { DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, runBio } from './bio.ts';
 import type { Bio, BioOwner, BioPool, BioSink } from './bio.ts';
 import type { BlockDevice, Extent } from './device.ts';
 import type { Disk } from './disk.ts';
+import { Ending } from './ending.ts';
 import { BlockFilter } from './filter.ts';
 
 export const REMAP_NAME = 'remap';
@@ -35,6 +36,7 @@ export class RemapFilter extends BlockFilter implements BioOwner {
   readonly altitude = REMAP_ALTITUDE;
   readonly #reactor: Reactor;
   readonly #pool: BioPool;
+  readonly #ending = new Ending();
   #disk: Disk | null = null;
   /** By offset; none overlaps another. */
   #redirects: readonly Redirect[] = [];
@@ -120,7 +122,7 @@ export class RemapFilter extends BlockFilter implements BioOwner {
   }
 
   #partEnded(bio: Bio): void {
-    if (--bio.waiting === 0) bio.end(bio.status);
+    if (--bio.waiting === 0) this.#ending.end(bio, bio.status);
   }
 
   override async extents(

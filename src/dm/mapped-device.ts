@@ -13,6 +13,7 @@ import { BioQueue, DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, rangeError } from 
 import type { Bio, BioOwner, BioPool } from '../block/bio.ts';
 import { pushExtent } from '../block/device.ts';
 import type { BlockDevice, Capabilities, Extent } from '../block/device.ts';
+import { Ending } from '../block/ending.ts';
 import { assert, unreachable } from '../util/assert.ts';
 import { BlksnapError, ERRNO } from '../util/errors.ts';
 import type { Mapping } from './mapping.ts';
@@ -34,6 +35,7 @@ export class MappedDevice implements BlockDevice, BioOwner {
   #suspended = false;
   #inFlight = 0;
   readonly #held = new BioQueue();
+  readonly #ending = new Ending();
   #idle: (() => void) | null = null;
   #closed = false;
 
@@ -126,7 +128,7 @@ export class MappedDevice implements BlockDevice, BioOwner {
 
   #partEnded(bio: Bio): void {
     if (--bio.waiting > 0) return;
-    bio.end(bio.status);
+    this.#ending.end(bio, bio.status);
     if (--this.#inFlight === 0 && this.#idle !== null) this.#idle();
   }
 

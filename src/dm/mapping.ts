@@ -119,7 +119,8 @@ export class Mapping {
           refuse(`sector ${offset / SECTOR} of "${name}" is not on a boundary of ${block} bytes`);
       }
       if (this.starts[index + 1]! % block !== 0) refuse(`it does not end on a boundary of ${block} bytes`);
-      if (target.runAt(0) % block !== 0) refuse(`its pieces are no multiple of ${block} bytes`);
+      const run = target.runAt(0);
+      if (Number.isFinite(run) && run % block !== 0) refuse(`its pieces are no multiple of ${block} bytes`);
     }
   }
 

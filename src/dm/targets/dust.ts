@@ -12,7 +12,7 @@ import { DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES } from '../../block/bio.ts';
 import type { Bio } from '../../block/bio.ts';
 import { unreachable } from '../../util/assert.ts';
 import { BlksnapError, ERRNO } from '../../util/errors.ts';
-import { Ending } from '../ending.ts';
+import { Ending } from '../../block/ending.ts';
 import { SECTOR, parseSectors, quoteWord } from '../table.ts';
 import { Target } from '../target.ts';
 import type { DevicePort, TargetType } from '../target.ts';

@@ -6,7 +6,7 @@ import { DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES } from '../../block/bio.ts';
 import type { Bio } from '../../block/bio.ts';
 import { unreachable } from '../../util/assert.ts';
 import { ERRNO } from '../../util/errors.ts';
-import { Ending } from '../ending.ts';
+import { Ending } from '../../block/ending.ts';
 import { Target } from '../target.ts';
 import type { TargetType } from '../target.ts';
 

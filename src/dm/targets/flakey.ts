@@ -18,7 +18,7 @@ import type { Bio, BioOwner } from '../../block/bio.ts';
 import { ERRNO } from '../../util/errors.ts';
 import type { TargetArgs } from '../args.ts';
 import { ByteCorruptor } from '../corruptor.ts';
-import { Ending } from '../ending.ts';
+import { Ending } from '../../block/ending.ts';
 import { Target } from '../target.ts';
 import type { DevicePort, TargetContext, TargetType } from '../target.ts';
 

@@ -15,7 +15,7 @@ import type { Bio, BioOwner, BioPool } from '../../block/bio.ts';
 import type { Extent } from '../../block/device.ts';
 import { unreachable } from '../../util/assert.ts';
 import { ERRNO } from '../../util/errors.ts';
-import { Ending } from '../ending.ts';
+import { Ending } from '../../block/ending.ts';
 import { RegionSync } from '../mirror-sync.ts';
 import { SECTOR, quoteWord } from '../table.ts';
 import { Target } from '../target.ts';

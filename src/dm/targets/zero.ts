@@ -7,7 +7,7 @@ import type { Bio } from '../../block/bio.ts';
 import type { Extent } from '../../block/device.ts';
 import type { Arena } from '../../io/arena.ts';
 import { unreachable } from '../../util/assert.ts';
-import { Ending } from '../ending.ts';
+import { Ending } from '../../block/ending.ts';
 import { Target } from '../target.ts';
 import type { TargetContext, TargetType } from '../target.ts';
 

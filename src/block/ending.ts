@@ -1,8 +1,8 @@
 /** Ends bios on the spot without recursion: one that is ended while another's owner runs waits until that
  *  owner has returned, so that chains of bios never grow the stack. Hot path. */
 
-import { BioQueue } from '../block/bio.ts';
-import type { Bio } from '../block/bio.ts';
+import { BioQueue } from './bio.ts';
+import type { Bio } from './bio.ts';
 
 export class Ending {
   readonly #queue = new BioQueue();
