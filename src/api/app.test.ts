@@ -27,7 +27,12 @@ function makeImage(name: string, size: number): string {
 }
 
 /** A raw request: status and parsed body. */
-async function ask(method: string, target: string, body?: string, type = 'application/json'): Promise<{ status: number; body: unknown }> {
+async function ask(
+  method: string,
+  target: string,
+  body?: string,
+  type = 'application/json',
+): Promise<{ status: number; body: unknown }> {
   const response = await new Promise<http.IncomingMessage>((resolve, reject) => {
     const headers = body === undefined ? {} : { 'content-type': type };
     http
@@ -74,11 +79,17 @@ describe('requests that are wrong', () => {
     ['GET', '/v1/snapshots/s/events?timeoutMs=9999999', undefined, /timeoutMs: /],
   ])('%s %s %s names the field', async (method, target, body, words) => {
     const answer = await ask(method, target, body);
-    expect(answer).toMatchObject({ status: 400, body: { error: { code: 'EINVAL', message: expect.stringMatching(words) } } });
+    expect(answer).toMatchObject({
+      status: 400,
+      body: { error: { code: 'EINVAL', message: expect.stringMatching(words) } },
+    });
   });
 
   it('a body that is no JSON by its type', async () => {
-    expect(await ask('POST', '/v1/disks', 'path=/x', 'text/plain')).toMatchObject({ status: 400, body: { error: { code: 'EINVAL' } } });
+    expect(await ask('POST', '/v1/disks', 'path=/x', 'text/plain')).toMatchObject({
+      status: 400,
+      body: { error: { code: 'EINVAL' } },
+    });
   });
 
   it('a body without end', async () => {
@@ -87,10 +98,19 @@ describe('requests that are wrong', () => {
   });
 
   it('a place that is not there', async () => {
-    expect(await ask('GET', '/v2/disks')).toMatchObject({ status: 404, body: { error: { message: expect.stringMatching(/openapi/) } } });
+    expect(await ask('GET', '/v2/disks')).toMatchObject({
+      status: 404,
+      body: { error: { message: expect.stringMatching(/openapi/) } },
+    });
     expect(await ask('GET', '/v1/disks/none')).toMatchObject({ status: 404, body: { error: { code: 'ENOENT' } } });
-    expect(await ask('DELETE', '/v1/snapshots/none')).toMatchObject({ status: 404, body: { error: { code: 'ESRCH' } } });
-    expect(await ask('GET', '/v1/snapshots/none/events')).toMatchObject({ status: 404, body: { error: { code: 'ESRCH' } } });
+    expect(await ask('DELETE', '/v1/snapshots/none')).toMatchObject({
+      status: 404,
+      body: { error: { code: 'ESRCH' } },
+    });
+    expect(await ask('GET', '/v1/snapshots/none/events')).toMatchObject({
+      status: 404,
+      body: { error: { code: 'ESRCH' } },
+    });
   });
 });
 
@@ -119,9 +139,15 @@ describe('disks that cannot be attached', () => {
     const link = path.join(directory, 'link.img');
     fs.symlinkSync(file, link);
     await client.attach({ path: file });
-    await expect(client.attach({ path: file, name: 'b' })).rejects.toMatchObject({ code: 'EALREADY', message: /as "twice"/ });
+    await expect(client.attach({ path: file, name: 'b' })).rejects.toMatchObject({
+      code: 'EALREADY',
+      message: /as "twice"/,
+    });
     await expect(client.attach({ path: link, name: 'b' })).rejects.toMatchObject({ code: 'EALREADY' });
-    await expect(client.attach({ path: other, name: 'twice' })).rejects.toMatchObject({ code: 'EEXIST', message: /--name/ });
+    await expect(client.attach({ path: other, name: 'twice' })).rejects.toMatchObject({
+      code: 'EEXIST',
+      message: /--name/,
+    });
     await client.detach('twice');
     expect(await client.disks()).toEqual([]);
   });
@@ -145,7 +171,11 @@ describe('a disk', () => {
 
     await client.markDirty('disk', { ranges: [{ offset: 0, length: 65_537 }] });
     const snapshot = await client.createSnapshot({ disks: ['disk'], storage: ':memory:' });
-    expect(snapshot).toMatchObject({ limitBytes: null, storagePath: ':memory:', images: [{ disk: 'disk', changeNumber: 1 }] });
+    expect(snapshot).toMatchObject({
+      limitBytes: null,
+      storagePath: ':memory:',
+      images: [{ disk: 'disk', changeNumber: 1 }],
+    });
     expect(await client.snapshots()).toEqual([await client.snapshot(snapshot.id)]);
     expect([...(await client.cbtMap('disk'))].slice(0, 3)).toEqual([1, 1, 0]);
     expect(await client.cbt('disk')).toMatchObject({ changeNumber: 2, blockSize: 65_536, blockCount: 16 });
@@ -161,8 +191,14 @@ describe('a disk', () => {
 
   it('is not snapshotted twice at once, nor with one that is not there', async () => {
     await client.attach({ path: makeImage('one.img', MIB) });
-    await expect(client.createSnapshot({ disks: ['one', 'one'] })).rejects.toMatchObject({ code: 'EINVAL', message: /twice/ });
-    await expect(client.createSnapshot({ disks: ['one', 'two'] })).rejects.toMatchObject({ code: 'ENOENT', message: /there are one/ });
+    await expect(client.createSnapshot({ disks: ['one', 'one'] })).rejects.toMatchObject({
+      code: 'EINVAL',
+      message: /twice/,
+    });
+    await expect(client.createSnapshot({ disks: ['one', 'two'] })).rejects.toMatchObject({
+      code: 'ENOENT',
+      message: /there are one/,
+    });
     expect(await client.snapshots()).toEqual([]);
     await client.detach('one');
   });
@@ -197,7 +233,11 @@ describe('the stream of events', () => {
 
 describe('the document', () => {
   it('has every route, and the shapes that validate', async () => {
-    const document = (await client.openApi()) as { openapi: string; paths: Record<string, object>; components: { schemas: object } };
+    const document = (await client.openApi()) as {
+      openapi: string;
+      paths: Record<string, object>;
+      components: { schemas: object };
+    };
     expect(document.openapi).toBe('3.1.0');
     expect(Object.keys(document.paths).sort()).toEqual([
       '/v1/disks',
@@ -214,6 +254,7 @@ describe('the document', () => {
       '/v1/snapshots/{id}',
       '/v1/snapshots/{id}/events',
       '/v1/snapshots/{id}/events/next',
+      '/v1/snapshots/{id}/storage',
       '/v1/status',
     ]);
     expect(document.components.schemas).toHaveProperty('AttachRequest.additionalProperties', false);

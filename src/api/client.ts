@@ -12,7 +12,14 @@ import { daemonPaths } from '../daemon/paths.ts';
 import type { CbtView, DiskView, EventView, PreparedView, SnapshotView, StatusView } from '../daemon/views.ts';
 import { BlksnapError, ERRNO, toBlksnapError } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
-import type { attachRequest, dirtyRequest, mountRequest, preparedRequest, snapshotRequest } from './schema.ts';
+import type {
+  attachRequest,
+  dirtyRequest,
+  mountRequest,
+  preparedRequest,
+  snapshotRequest,
+  storageRequest,
+} from './schema.ts';
 
 export type { CbtView, DiskView, EventView, PreparedView, SnapshotView, StatusView };
 
@@ -94,6 +101,11 @@ export class Client {
     return this.#json({ method: 'GET', path: `/v1/snapshots/${encodeURIComponent(id)}` });
   }
 
+  /** Gives a held snapshot more room: another place, or a higher limit in all. */
+  appendStorage(id: string, body: z.input<typeof storageRequest>): Promise<SnapshotView> {
+    return this.#json({ method: 'POST', path: `/v1/snapshots/${encodeURIComponent(id)}/storage`, body });
+  }
+
   async destroySnapshot(id: string): Promise<void> {
     await this.#bytes({ method: 'DELETE', path: `/v1/snapshots/${encodeURIComponent(id)}` });
   }
@@ -109,7 +121,11 @@ export class Client {
 
   /** Fails with EALREADY when the disk is in it. */
   addToSnapshot(id: string, disk: string): Promise<PreparedView> {
-    return this.#json({ method: 'POST', path: `/v1/prepared-snapshots/${encodeURIComponent(id)}/disks`, body: { disk } });
+    return this.#json({
+      method: 'POST',
+      path: `/v1/prepared-snapshots/${encodeURIComponent(id)}/disks`,
+      body: { disk },
+    });
   }
 
   takeSnapshot(id: string): Promise<SnapshotView> {
@@ -127,7 +143,10 @@ export class Client {
   }
 
   /** The events after `after`; waits up to `timeoutMs` for the first. None when the time is over. */
-  async events(id: string, options: { after?: number; timeoutMs?: number; signal?: AbortSignal } = {}): Promise<EventView[]> {
+  async events(
+    id: string,
+    options: { after?: number; timeoutMs?: number; signal?: AbortSignal } = {},
+  ): Promise<EventView[]> {
     const query = new URLSearchParams({ after: String(options.after ?? 0), timeoutMs: String(options.timeoutMs ?? 0) });
     const path = `/v1/snapshots/${encodeURIComponent(id)}/events?${query.toString()}`;
     return (await this.#json<{ events: EventView[] }>({ method: 'GET', path, signal: options.signal })).events;
@@ -174,10 +193,19 @@ export class Client {
     const payload = body === undefined ? undefined : JSON.stringify(body);
     const headers = {
       ...(accept === undefined ? {} : { accept }),
-      ...(payload === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(payload) }),
+      ...(payload === undefined
+        ? {}
+        : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(payload) }),
     };
     const response = await new Promise<http.IncomingMessage>((resolve, reject) => {
-      const options = { socketPath: this.#socketPath, method, path, headers, agent: false, ...(signal ? { signal } : {}) };
+      const options = {
+        socketPath: this.#socketPath,
+        method,
+        path,
+        headers,
+        agent: false,
+        ...(signal ? { signal } : {}),
+      };
       http
         .request(options, resolve)
         .once('error', (cause) => reject(this.#unreachable(cause)))
@@ -190,7 +218,9 @@ export class Client {
   #unreachable(cause: NodeJS.ErrnoException): BlksnapError {
     if (cause.name === 'AbortError') return new BlksnapError('ECANCELED', 'Cancelled');
     if (NOBODY_THERE.has(cause.code ?? '')) {
-      return new BlksnapError('ECONNREFUSED', `no daemon at ${this.#directory}; start one with \`blksnap daemon\``, { cause });
+      return new BlksnapError('ECONNREFUSED', `no daemon at ${this.#directory}; start one with \`blksnap daemon\``, {
+        cause,
+      });
     }
     return toBlksnapError(cause, `Cannot reach the daemon at ${this.#directory}`);
   }

@@ -2,7 +2,16 @@
  *  daemon hands out (daemon/views.ts) is checked against these by the compiler. */
 
 import { z } from '@hono/zod-openapi';
-import type { CbtView, DiskView, EventView, FailureView, ImageView, PreparedView, SnapshotView, StatusView } from '../daemon/views.ts';
+import type {
+  CbtView,
+  DiskView,
+  EventView,
+  FailureView,
+  ImageView,
+  PreparedView,
+  SnapshotView,
+  StatusView,
+} from '../daemon/views.ts';
 import { ERRNO } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
 
@@ -141,6 +150,9 @@ export const snapshotView = shape<SnapshotView>()(
         .nullable()
         .openapi({ description: 'How the freeze hooks went; null without any' }),
       storagePath: z.string(),
+      places: z
+        .array(z.object({ path: z.string(), limitBytes: bytes.nullable() }))
+        .openapi({ description: 'Of its storage, in the order in which they are filled' }),
       usedBytes: bytes,
       limitBytes: bytes.nullable(),
       images: z.array(imageView),
@@ -204,7 +216,10 @@ export const mountRequest = z
   })
   .openapi('MountRequest');
 
-const storage = text.refine((place) => place.startsWith('/') || place === ':memory:', 'want an absolute path or :memory:');
+const storage = text.refine(
+  (place) => place.startsWith('/') || place === ':memory:',
+  'want an absolute path or :memory:',
+);
 
 export const snapshotRequest = z
   .strictObject({
@@ -212,7 +227,11 @@ export const snapshotRequest = z
     storage: storage.optional().openapi({
       description: 'Where saved chunks go: a directory, a new file, an unused block device, or :memory:',
     }),
-    limitBytes: z.int().positive().max(8192 * TIB).optional(),
+    limitBytes: z
+      .int()
+      .positive()
+      .max(8192 * TIB)
+      .optional(),
     hooks: z
       .strictObject({
         freeze: text,
@@ -224,6 +243,18 @@ export const snapshotRequest = z
   })
   .openapi('SnapshotRequest');
 
+export const storageRequest = z
+  .strictObject({
+    storage: storage.optional().openapi({ description: 'Another place; without it the limit is raised' }),
+    limitBytes: z
+      .int()
+      .positive()
+      .max(8192 * TIB)
+      .optional()
+      .openapi({ description: 'Of that place, or without one the new limit in all' }),
+  })
+  .openapi('StorageRequest');
+
 export const preparedRequest = snapshotRequest
   .omit({ hooks: true })
   .extend({ disks: z.array(text).max(1024).default([]) })
@@ -233,9 +264,7 @@ export const addDiskRequest = z.strictObject({ disk: text }).openapi('AddDiskReq
 
 const range = z.strictObject({ offset: bytes, length: z.int().positive() });
 
-export const dirtyRequest = z
-  .strictObject({ ranges: z.array(range).min(1).max(MAX_RANGES) })
-  .openapi('DirtyRequest');
+export const dirtyRequest = z.strictObject({ ranges: z.array(range).min(1).max(MAX_RANGES) }).openapi('DirtyRequest');
 
 export const mapQuery = z.object({
   offset: z.coerce.number().int().nonnegative().default(0),

@@ -68,7 +68,9 @@ export interface SnapshotRequest {
   readonly storage?: string | undefined;
   readonly limitBytes?: number | undefined;
   /** Commands to run before and after the take. */
-  readonly hooks?: { readonly freeze: string; readonly thaw: string; readonly timeoutMs?: number | undefined } | undefined;
+  readonly hooks?:
+    | { readonly freeze: string; readonly thaw: string; readonly timeoutMs?: number | undefined }
+    | undefined;
 }
 
 /** A disk that is to be served, and why it is not, where it is not. */
@@ -217,7 +219,13 @@ export class Daemon {
     checkName(name, 'give another');
     return await this.#serial.run([`disk ${name}`], async () => {
       this.#checkFree(name, null);
-      const info = await this.#io.call('mount', { name, directory, disk: request.disk, point: request.point ?? null, overlayDirectory: this.#options.paths.state });
+      const info = await this.#io.call('mount', {
+        name,
+        directory,
+        disk: request.disk,
+        point: request.point ?? null,
+        overlayDirectory: this.#options.paths.state,
+      });
       const entry: Entry = { kind: 'mount', directory, point: info.point };
       this.#entries.set(name, entry);
       this.#options.log.info({ disk: name, directory, point: info.point }, 'mounted');
@@ -260,28 +268,37 @@ export class Daemon {
     const { disks } = request;
     if (disks.length === 0) throw new BlksnapError('EINVAL', 'Cannot take a snapshot of no disk: name at least one');
     const twice = disks.find((name, index) => disks.indexOf(name) !== index);
-    if (twice !== undefined) throw new BlksnapError('EINVAL', `Cannot take a snapshot of disk "${twice}" twice: name it once`);
+    if (twice !== undefined)
+      throw new BlksnapError('EINVAL', `Cannot take a snapshot of disk "${twice}" twice: name it once`);
     for (const name of disks) this.#entry(name);
     const storagePath = request.storage ?? this.#options.paths.state;
-    return await this.#serial.run(disks.map((name) => `disk ${name}`), async () => {
-      const limitBytes = request.limitBytes ?? null;
-      const info = await this.#take(request, { id, disks, storagePath, limitBytes });
-      this.#events.open(info.id);
-      this.#options.log.info({ snapshot: info.id, disks, heldMs: info.heldMs }, 'snapshot taken');
-      return this.#snapshotView(info);
-    });
+    return await this.#serial.run(
+      disks.map((name) => `disk ${name}`),
+      async () => {
+        const limitBytes = request.limitBytes ?? null;
+        const info = await this.#take(request, { id, disks, storagePath, limitBytes });
+        this.#events.open(info.id);
+        this.#options.log.info({ snapshot: info.id, disks, heldMs: info.heldMs }, 'snapshot taken');
+        return this.#snapshotView(info);
+      },
+    );
   }
 
   /** The take, between its hooks where it has some. */
   async #take({ hooks }: SnapshotRequest, args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
     const take = (): Promise<SnapshotInfo> => this.#io.call('createSnapshot', args);
     if (hooks === undefined) return await take();
-    const { taken, report } = await takeFrozen({ ...hooks, timeoutMs: hooks.timeoutMs ?? FREEZE_TIMEOUT_MS }, args.disks, {
-      take,
-      undo: ({ id }) => this.#io.call('destroySnapshot', { id }),
-    });
+    const { taken, report } = await takeFrozen(
+      { ...hooks, timeoutMs: hooks.timeoutMs ?? FREEZE_TIMEOUT_MS },
+      args.disks,
+      {
+        take,
+        undo: ({ id }) => this.#io.call('destroySnapshot', { id }),
+      },
+    );
     this.#freezes.set(taken.id, report);
-    if (report.thawError !== null) this.#options.log.error({ snapshot: taken.id, error: report.thawError }, 'not thawed');
+    if (report.thawError !== null)
+      this.#options.log.error({ snapshot: taken.id, error: report.thawError }, 'not thawed');
     return taken;
   }
 
@@ -300,12 +317,37 @@ export class Daemon {
 
   async destroySnapshot(id: string): Promise<void> {
     const { images } = await this.snapshot(id);
-    await this.#serial.run(images.map(({ disk }) => `disk ${disk}`), async () => {
-      await this.#io.call('destroySnapshot', { id });
-      this.#events.close(id);
-      this.#freezes.delete(id);
-      this.#options.log.info({ snapshot: id }, 'snapshot destroyed');
+    await this.#serial.run(
+      images.map(({ disk }) => `disk ${disk}`),
+      async () => {
+        await this.#io.call('destroySnapshot', { id });
+        this.#events.close(id);
+        this.#freezes.delete(id);
+        this.#options.log.info({ snapshot: id }, 'snapshot destroyed');
+      },
+    );
+  }
+
+  /** Gives a held snapshot more room: another place (with a limit of its own), or a higher limit in all.
+   *  Errors: ESRCH; EINVAL; what the place fails with. */
+  async appendStorage(
+    id: string,
+    request: { readonly storage?: string | undefined; readonly limitBytes?: number | undefined },
+  ): Promise<SnapshotView> {
+    const { storage, limitBytes } = request;
+    if (storage === undefined && limitBytes === undefined) {
+      throw new BlksnapError(
+        'EINVAL',
+        `Cannot give snapshot ${id} more room: name another place, a higher limit, or both`,
+      );
+    }
+    const info = await this.#io.call('appendStorage', {
+      id,
+      storagePath: storage ?? null,
+      limitBytes: limitBytes ?? null,
     });
+    this.#options.log.info({ snapshot: id, storage, limitBytes: info.limitBytes }, 'storage appended');
+    return this.#snapshotView(info);
   }
 
   /** Gives out the id of a snapshot that `takeSnapshot` will take. Errors: EINVAL for a disk twice; ENOENT. */
@@ -363,10 +405,16 @@ export class Daemon {
     this.#entries.set(state.name, entry);
     try {
       const { cbt } = await this.#open(state);
-      this.#options.log.info({ disk: state.name, path: state.path, history: cbt.reason || 'goes on' }, 'attached again');
+      this.#options.log.info(
+        { disk: state.name, path: state.path, history: cbt.reason || 'goes on' },
+        'attached again',
+      );
     } catch (cause) {
       entry.failure = toBlksnapError(cause);
-      this.#options.log.error({ disk: state.name, path: state.path, error: entry.failure.message }, 'cannot be attached again');
+      this.#options.log.error(
+        { disk: state.name, path: state.path, error: entry.failure.message },
+        'cannot be attached again',
+      );
     }
   }
 
@@ -404,7 +452,10 @@ export class Daemon {
 
   #noDisk(name: string): BlksnapError {
     const known = [...this.#entries.keys()].sort().join(', ');
-    return new BlksnapError('ENOENT', `No disk "${name}": ${known === '' ? 'none is attached; attach one with `blksnap attach PATH`' : `there are ${known}`}`);
+    return new BlksnapError(
+      'ENOENT',
+      `No disk "${name}": ${known === '' ? 'none is attached; attach one with `blksnap attach PATH`' : `there are ${known}`}`,
+    );
   }
 
   #uri(exportName: string): string {
@@ -435,7 +486,13 @@ export class Daemon {
 
   #snapshotView(info: SnapshotInfo): SnapshotView {
     const images = info.images.map((image): ImageView => ({ ...image, uri: this.#uri(image.exportName) }));
-    return { ...info, createdAt: new Date(info.createdAt).toISOString(), freeze: this.#freezes.get(info.id) ?? null, images };
+    return {
+      ...info,
+      createdAt: new Date(info.createdAt).toISOString(),
+      freeze: this.#freezes.get(info.id) ?? null,
+      places: [...info.places],
+      images,
+    };
   }
 }
 
@@ -457,7 +514,7 @@ function makePrivate(directory: string): void {
   try {
     fs.mkdirSync(directory, { recursive: true, mode: 0o700 });
   } catch (cause) {
-    throw toBlksnapError(cause, 'Cannot make the daemon\'s directory');
+    throw toBlksnapError(cause, "Cannot make the daemon's directory");
   }
 }
 
@@ -467,7 +524,8 @@ function realPath(given: string): string {
     return fs.realpathSync(given);
   } catch (cause) {
     const { code } = toBlksnapError(cause);
-    if (code === 'ENOENT') throw new BlksnapError('ENOENT', `Cannot open "${given}": there is no such file or directory`);
+    if (code === 'ENOENT')
+      throw new BlksnapError('ENOENT', `Cannot open "${given}": there is no such file or directory`);
     throw toBlksnapError(cause, `Cannot open "${given}"`);
   }
 }

@@ -79,6 +79,8 @@ export interface SnapshotInfo {
   readonly heldMs: number;
   /** Where saved chunks are kept. */
   readonly storagePath: string;
+  /** All places, in the order in which they are filled. */
+  readonly places: ReadonlyArray<{ readonly path: string; readonly limitBytes: number | null }>;
   readonly usedBytes: number;
   /** Null: no limit but the place itself. */
   readonly limitBytes: number | null;
@@ -115,6 +117,11 @@ export interface IoCalls {
       readonly storagePath: string;
       readonly limitBytes: number | null;
     };
+    result: SnapshotInfo;
+  };
+  /** Gives a held snapshot more room: another place, or with null a higher limit in all. */
+  appendStorage: {
+    args: { readonly id: string; readonly storagePath: string | null; readonly limitBytes: number | null };
     result: SnapshotInfo;
   };
   snapshots: { args: Record<never, never>; result: SnapshotInfo[] };

@@ -43,7 +43,6 @@ export class IoService {
   readonly #served = new Map<string, Served>();
   readonly #exports = new Map<string, NbdExport>();
   readonly #snapshots: SnapshotSet;
-  readonly #limits = new Map<string, number | null>();
   readonly #server: NbdServer;
 
   constructor(reactor: Reactor, parameters: Parameters, onEvent: (event: SnapshotEvent) => void) {
@@ -71,6 +70,7 @@ export class IoService {
     cbtMap: async ({ name, offset, length }) => this.#cbtMap(name, offset, length),
     cbtMarkDirty: async ({ name, ranges }) => this.#tracker(name).markDirty(ranges),
     createSnapshot: (args) => this.#createSnapshot(args),
+    appendStorage: (args) => this.#appendStorage(args),
     snapshots: async () => this.#snapshots.list().map((snapshot) => this.#snapshotInfo(snapshot)),
     destroySnapshot: ({ id }) => this.#destroySnapshot(id),
     stop: () => this.#stop(),
@@ -158,7 +158,8 @@ export class IoService {
 
   #get(name: string): Served {
     const served = this.#served.get(name);
-    if (served === undefined) throw new BlksnapError('ENODEV', `Disk "${name}" is not served; \`blksnap status\` tells why`);
+    if (served === undefined)
+      throw new BlksnapError('ENODEV', `Disk "${name}" is not served; \`blksnap status\` tells why`);
     return served;
   }
 
@@ -184,7 +185,6 @@ export class IoService {
     const trackers = args.disks.map((name) => this.#tracker(name));
     const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
     const snapshot = await this.#snapshots.create(trackers, storage, args.id);
-    this.#limits.set(snapshot.id, args.limitBytes);
     for (const image of snapshot.images) {
       this.#exports.set(image.name, {
         name: image.name,
@@ -196,10 +196,16 @@ export class IoService {
     return this.#snapshotInfo(snapshot);
   }
 
+  async #appendStorage({ id, storagePath, limitBytes }: IoCalls['appendStorage']['args']): Promise<SnapshotInfo> {
+    if (storagePath !== null)
+      await this.#snapshots.append(id, { path: storagePath, limitBytes: limitBytes ?? Infinity });
+    else this.#snapshots.raiseLimit(id, limitBytes ?? Infinity);
+    return this.#snapshotInfo(this.#snapshots.get(id));
+  }
+
   async #destroySnapshot(id: string): Promise<void> {
     for (const image of this.#snapshots.get(id).images) await this.#drop(image.name);
     await this.#snapshots.destroy(id);
-    this.#limits.delete(id);
   }
 
   #snapshotInfo(snapshot: Snapshot): SnapshotInfo {
@@ -213,7 +219,8 @@ export class IoService {
       error: image.corrupted === 0 ? null : codeOfErrno(image.corrupted),
     }));
     const { path: storagePath, usedBytes } = storage;
-    return { id, createdAt, heldMs, storagePath, usedBytes, limitBytes: this.#limits.get(id) ?? null, images };
+    const places = storage.pieces.map((piece) => ({ path: piece.path, limitBytes: finite(piece.limitBytes) }));
+    return { id, createdAt, heldMs, storagePath, places, usedBytes, limitBytes: finite(storage.limitBytes), images };
   }
 
   // --- end ------------------------------------------------------------------------------------
@@ -221,7 +228,8 @@ export class IoService {
   /** Ends everything that can be ended, also when something cannot. Errors: the first that came up. */
   async #stop(): Promise<void> {
     const failures: unknown[] = [];
-    const attempt = (step: () => Promise<void>): Promise<unknown> => step().catch((cause: unknown) => failures.push(cause));
+    const attempt = (step: () => Promise<void>): Promise<unknown> =>
+      step().catch((cause: unknown) => failures.push(cause));
     await attempt(() => this.#server.close());
     this.#exports.clear();
     await attempt(() => this.#snapshots.close());
@@ -266,4 +274,8 @@ function openUnnamed(directory: string, size: number, reactor: Reactor): BlockDe
   } finally {
     fs.rmSync(file, { force: true });
   }
+}
+
+function finite(bytes: number): number | null {
+  return Number.isFinite(bytes) ? bytes : null;
 }

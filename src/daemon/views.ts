@@ -82,6 +82,8 @@ export interface SnapshotView {
   /** How its freeze hooks went; null without hooks. */
   freeze: { frozenMs: number; thawError: string | null } | null;
   storagePath: string;
+  /** All places, in the order in which they are filled. */
+  places: Array<{ path: string; limitBytes: number | null }>;
   usedBytes: number;
   /** Null: no limit but the place itself. */
   limitBytes: number | null;

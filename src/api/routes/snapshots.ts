@@ -4,7 +4,7 @@ import { createRoute } from '@hono/zod-openapi';
 import type { OpenAPIHono } from '@hono/zod-openapi';
 import type { ApiContext } from '../app.ts';
 import { failures, jsonBody, jsonResult } from '../responses.ts';
-import { idParam, snapshotRequest, snapshotView, snapshotsView } from '../schema.ts';
+import { idParam, snapshotRequest, snapshotView, snapshotsView, storageRequest } from '../schema.ts';
 
 const create = createRoute({
   method: 'post',
@@ -29,6 +29,14 @@ const get = createRoute({
   responses: { 200: jsonResult('The snapshot', snapshotView), ...failures },
 });
 
+const append = createRoute({
+  method: 'post',
+  path: '/v1/snapshots/{id}/storage',
+  summary: 'Give a held snapshot more room: the answer to lowSpace',
+  request: { params: idParam, body: jsonBody(storageRequest) },
+  responses: { 200: jsonResult('The snapshot', snapshotView), ...failures },
+});
+
 const destroy = createRoute({
   method: 'delete',
   path: '/v1/snapshots/{id}',
@@ -41,6 +49,9 @@ export function addSnapshotRoutes(app: OpenAPIHono, { daemon }: ApiContext): voi
   app.openapi(create, async (c) => c.json(await daemon.createSnapshot(c.req.valid('json')), 201));
   app.openapi(list, async (c) => c.json({ snapshots: await daemon.snapshots() }, 200));
   app.openapi(get, async (c) => c.json(await daemon.snapshot(c.req.valid('param').id), 200));
+  app.openapi(append, async (c) =>
+    c.json(await daemon.appendStorage(c.req.valid('param').id, c.req.valid('json')), 200),
+  );
   app.openapi(destroy, async (c) => {
     await daemon.destroySnapshot(c.req.valid('param').id);
     return c.body(null, 204);

@@ -1,4 +1,4 @@
-/** snapshot create, list, show, events, destroy. */
+/** snapshot create, list, show, events, append, destroy. */
 
 import type { Command } from 'commander';
 import type { Client, EventView, SnapshotView } from '../../api/client.ts';
@@ -27,7 +27,9 @@ export function addSnapshotCommands(program: Command): void {
   const snapshot = program
     .command('snapshot')
     .summary('Take, list, show, watch and destroy snapshots')
-    .description('Snapshots show disks as they were at one instant. They last until they are destroyed or the daemon ends.');
+    .description(
+      'Snapshots show disks as they were at one instant. They last until they are destroyed or the daemon ends.',
+    );
 
   addCommand(snapshot, 'create <name...>', {
     summary: 'Freeze disks at one instant',
@@ -41,7 +43,9 @@ export function addSnapshotCommands(program: Command): void {
     .option('--freeze-timeout <ms>', 'longest time from the freeze to the end of the take (default: 30000)', Number)
     .action(create);
 
-  addCommand(snapshot, 'list', { summary: 'List the snapshots that are held', examples: ['snapshot list'] }).action(list);
+  addCommand(snapshot, 'list', { summary: 'List the snapshots that are held', examples: ['snapshot list'] }).action(
+    list,
+  );
   addCommand(snapshot, 'show <id>', { summary: 'Show one snapshot', examples: ['snapshot show 0b5f…'] }).action(show);
   addCommand(snapshot, 'events <id>', {
     summary: 'Tell what happened to a snapshot',
@@ -49,7 +53,19 @@ export function addSnapshotCommands(program: Command): void {
   })
     .option('-f, --follow', 'go on until the snapshot is destroyed')
     .action(events);
-  addCommand(snapshot, 'destroy <id>', { summary: 'Let a snapshot go', examples: ['snapshot destroy 0b5f…'] }).action(destroy);
+  addCommand(snapshot, 'append <id>', {
+    summary: 'Give a held snapshot more room',
+    more: 'The answer to lowSpace: another place, used when those before it are full, or a higher limit. Prints the new limit.',
+    examples: ['snapshot append 0b5f… --storage /mnt/spare --limit 20G', 'snapshot append 0b5f… --limit 40G'],
+  })
+    .option('--storage <place>', 'another place, as for `snapshot create`')
+    .option('--limit <size>', 'most that may be kept there; without --storage, in all', (text: string) =>
+      parseSize(text),
+    )
+    .action(append);
+  addCommand(snapshot, 'destroy <id>', { summary: 'Let a snapshot go', examples: ['snapshot destroy 0b5f…'] }).action(
+    destroy,
+  );
 }
 
 /** The place as the daemon must be told it. */
@@ -68,7 +84,8 @@ async function create(names: string[], options: CreateOptions): Promise<void> {
   const storage = storagePlace(options.storage);
   const hooks = hooksOf(options);
   const snapshot = await client.createSnapshot({ disks: names, storage, limitBytes: options.limit, hooks });
-  if (typeof snapshot.freeze?.thawError === 'string') printError(new Error(snapshot.freeze.thawError), options.json ?? false);
+  if (typeof snapshot.freeze?.thawError === 'string')
+    printError(new Error(snapshot.freeze.thawError), options.json ?? false);
   if (options.json) {
     printJson(snapshot);
     return;
@@ -80,7 +97,10 @@ async function create(names: string[], options: CreateOptions): Promise<void> {
 function hooksOf({ freeze, thaw, freezeTimeout: timeoutMs }: CreateOptions) {
   if (freeze === undefined && thaw === undefined && timeoutMs === undefined) return undefined;
   if (freeze === undefined || thaw === undefined) {
-    throw new BlksnapError('EINVAL', 'Cannot freeze without a thaw, nor the other way round: give both --freeze and --thaw');
+    throw new BlksnapError(
+      'EINVAL',
+      'Cannot freeze without a thaw, nor the other way round: give both --freeze and --thaw',
+    );
   }
   return { freeze, thaw, timeoutMs };
 }
@@ -97,8 +117,16 @@ async function list(options: CommonOptions): Promise<void> {
         { heading: 'ID', value: ({ id }) => id },
         { heading: 'TAKEN', value: ({ createdAt }) => formatTime(createdAt) },
         { heading: 'KEPT', value: ({ usedBytes }) => formatSize(usedBytes), right: true },
-        { heading: 'LIMIT', value: ({ limitBytes }) => (limitBytes === null ? '-' : formatSize(limitBytes)), right: true },
-        { heading: 'DISKS', value: ({ images }) => images.map(({ disk, error }) => (error === null ? disk : `${disk} (${error})`)).join(', ') },
+        {
+          heading: 'LIMIT',
+          value: ({ limitBytes }) => (limitBytes === null ? '-' : formatSize(limitBytes)),
+          right: true,
+        },
+        {
+          heading: 'DISKS',
+          value: ({ images }) =>
+            images.map(({ disk, error }) => (error === null ? disk : `${disk} (${error})`)).join(', '),
+        },
       ],
       snapshots,
     );
@@ -116,7 +144,7 @@ async function show(given: string, options: CommonOptions): Promise<void> {
     ['id', snapshot.id],
     ['taken', `${formatTime(snapshot.createdAt)}, writes held for ${formatSeconds(snapshot.heldMs / 1000)}`],
     ...(snapshot.freeze === null ? [] : [['frozen for', formatSeconds(snapshot.freeze.frozenMs / 1000)] as const]),
-    ['storage', snapshot.storagePath],
+    ['storage', snapshot.places.map(({ path }) => path).join(', then ')],
     ['kept', formatSize(snapshot.usedBytes)],
     ['limit', snapshot.limitBytes === null ? 'none' : formatSize(snapshot.limitBytes)],
   ]);
@@ -163,6 +191,17 @@ function describeEvent(event: EventView): string {
     case 'corrupted':
       return `${time}  image of disk "${event.disk ?? ''}" lost: ${event.error ?? 'unknown'}`;
   }
+}
+
+async function append(given: string, options: CreateOptions): Promise<void> {
+  const client = await connect(options);
+  const id = await fullId(client, given);
+  const snapshot = await client.appendStorage(id, {
+    storage: storagePlace(options.storage),
+    limitBytes: options.limit,
+  });
+  if (options.json) printJson(snapshot);
+  else printLine(snapshot.limitBytes === null ? 'no limit' : formatSize(snapshot.limitBytes));
 }
 
 async function destroy(given: string, options: CommonOptions): Promise<void> {
