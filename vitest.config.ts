@@ -6,6 +6,8 @@ import { defineConfig } from 'vitest/config';
 const FRAME = ['test/tidy*.test.ts', 'test/layers.test.ts'];
 
 export default defineConfig({
+  // What the examples import, from its sources.
+  resolve: { alias: { blksnap: new URL('./src/index.ts', import.meta.url).pathname } },
   test: {
     reporters: ['./test/skip-reporter.ts', 'default'],
     testTimeout: 30_000,

@@ -6,7 +6,7 @@ import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 
 const ROOT = path.join(import.meta.dirname, '..');
-const PLACES = ['.ci', 'bench', 'bin', 'demo', 'docs', 'scripts', 'src', 'test'];
+const PLACES = ['.ci', 'bench', 'bin', 'demo', 'docs', 'examples', 'scripts', 'src', 'test'];
 const MAX_LINE = 160; // the formatter wraps at 120, but for messages
 const MAX_FILE_LINES = 500;
 

@@ -13,6 +13,7 @@ import { httpStatus } from './http-status.ts';
 import { addDiskRoutes } from './routes/disks.ts';
 import { addEventRoute } from './routes/events.ts';
 import { addPreparedSnapshotRoutes } from './routes/prepared-snapshots.ts';
+import { addFilterRoutes } from './routes/filters.ts';
 import { addSnapshotRoutes } from './routes/snapshots.ts';
 import { addStatusRoute } from './routes/status.ts';
 
@@ -33,6 +34,7 @@ export function createApp(context: ApiContext): OpenAPIHono {
   app.notFound((c) => fail(c, new BlksnapError('ENOENT', `No ${c.req.method} ${c.req.path}; GET /openapi.json lists what there is`)));
   addStatusRoute(app, context);
   addDiskRoutes(app, context);
+  addFilterRoutes(app, context);
   addSnapshotRoutes(app, context);
   addPreparedSnapshotRoutes(app, context);
   addEventRoute(app, context);

@@ -9,7 +9,7 @@
 import http from 'node:http';
 import type { z } from '@hono/zod-openapi';
 import { daemonPaths } from '../daemon/paths.ts';
-import type { CbtView, DiskView, EventView, PreparedView, SnapshotView, StatusView } from '../daemon/views.ts';
+import type { CbtView, DiskView, EventView, FilterView, PreparedView, SnapshotView, StatusView } from '../daemon/views.ts';
 import { BlksnapError, ERRNO, toBlksnapError } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
 import type {
@@ -21,7 +21,7 @@ import type {
   storageRequest,
 } from './schema.ts';
 
-export type { CbtView, DiskView, EventView, PreparedView, SnapshotView, StatusView };
+export type { CbtView, DiskView, EventView, FilterView, PreparedView, SnapshotView, StatusView };
 
 interface ClientOptions {
   /** The daemon's directory; default as the daemon's own. */
@@ -78,6 +78,26 @@ export class Client {
 
   cbt(name: string): Promise<CbtView> {
     return this.#json({ method: 'GET', path: `/v1/disks/${encodeURIComponent(name)}/cbt` });
+  }
+
+  async filters(): Promise<FilterView[]> {
+    return (await this.#json<{ filters: FilterView[] }>({ method: 'GET', path: '/v1/filters' })).filters;
+  }
+
+  /** Puts a filter on a disk, while it is used. `options` are the filter's own: anything that JSON holds. */
+  attachFilter(disk: string, filter: string, options?: unknown): Promise<DiskView> {
+    return this.#json({ method: 'POST', path: `/v1/disks/${encodeURIComponent(disk)}/filters`, body: { filter, options } });
+  }
+
+  async detachFilter(disk: string, filter: string): Promise<void> {
+    await this.#bytes({ method: 'DELETE', path: `/v1/disks/${encodeURIComponent(disk)}/filters/${encodeURIComponent(filter)}` });
+  }
+
+  /** A command of the filter's own. */
+  async filterCtl(disk: string, ctl: { readonly filter: string; readonly command: string; readonly payload?: unknown }): Promise<unknown> {
+    const { filter, ...body } = ctl;
+    const path = `/v1/disks/${encodeURIComponent(disk)}/filters/${encodeURIComponent(filter)}/ctl`;
+    return (await this.#json<{ result: unknown }>({ method: 'POST', path, body })).result;
   }
 
   /** One byte per tracking block. */

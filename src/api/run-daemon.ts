@@ -2,6 +2,7 @@
 
 import type { Parameters } from '../blksnap/parameters.ts';
 import { Daemon } from '../daemon/daemon.ts';
+import { resolveFilterModule } from '../daemon/filter-modules.ts';
 import { openLog } from '../daemon/log.ts';
 import type { LogLevel } from '../daemon/log.ts';
 import { daemonPaths } from '../daemon/paths.ts';
@@ -18,6 +19,8 @@ export interface DaemonProcessOptions {
   /** Null: the best that works. */
   readonly driver: DriverName | null;
   readonly parameters: Parameters;
+  /** Modules of filters: files, or packages that can be found from here. */
+  readonly filterModules: readonly string[];
   /** Attached at the start, unless they are. */
   readonly disks: readonly string[];
   readonly logLevel: LogLevel;
@@ -37,9 +40,10 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
   };
   for (const signal of signals) process.once(signal, onSignal);
 
+  const filterModules = options.filterModules.map((given) => resolveFilterModule(given, process.cwd()));
   const paths = daemonPaths(options.dir);
   const { nbd, driver, parameters } = options;
-  const starting = Daemon.start({ paths, nbd, driver, parameters, log, onFatal: end });
+  const starting = Daemon.start({ paths, nbd, driver, parameters, filterModules, log, onFatal: end });
   // The API's code loads while the I/O thread starts.
   const [{ serveApi }, daemon] = await Promise.all([import('./server.ts'), starting]);
   try {

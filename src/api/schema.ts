@@ -7,6 +7,7 @@ import type {
   DiskView,
   EventView,
   FailureView,
+  FilterView,
   ImageView,
   PreparedView,
   SnapshotView,
@@ -121,6 +122,11 @@ export const diskView = shape<DiskView>()(
     })
     .openapi('Disk'),
 );
+
+const filterView = shape<FilterView>()(
+  z.object({ name: z.string(), disks: z.array(z.string()) }).openapi('Filter'),
+);
+export const filtersView = z.object({ filters: z.array(filterView) });
 
 const imageView = shape<ImageView>()(
   z
@@ -259,6 +265,18 @@ export const preparedRequest = snapshotRequest
   .omit({ hooks: true })
   .extend({ disks: z.array(text).max(1024).default([]) })
   .openapi('PrepareRequest');
+
+export const filterParams = z.object({
+  name: text.openapi({ param: { name: 'name', in: 'path' } }),
+  filter: text.openapi({ param: { name: 'filter', in: 'path' } }),
+});
+
+export const filterRequest = z
+  .strictObject({ filter: text, options: z.unknown().openapi({ description: "The filter's own" }) })
+  .openapi('FilterRequest');
+
+export const ctlRequest = z.strictObject({ command: text, payload: z.unknown() }).openapi('FilterCommand');
+export const ctlResult = z.object({ result: z.unknown() });
 
 export const addDiskRequest = z.strictObject({ disk: text }).openapi('AddDiskRequest');
 

@@ -1,7 +1,8 @@
 /** Filters: elements of a disk's stack that see every bio, and the registry of their kinds. */
 
 import { BlksnapError } from '../util/errors.ts';
-import type { Bio, BioSink } from './bio.ts';
+import type { Reactor } from '../io/reactor.ts';
+import type { Bio, BioPool, BioSink } from './bio.ts';
 import type { Extent } from './device.ts';
 import type { Disk } from './disk.ts';
 
@@ -36,6 +37,17 @@ export abstract class BlockFilter implements BioSink {
 /** Makes a filter of one kind. `options` comes from the user: check it. */
 export type FilterFactory = (options: unknown) => BlockFilter;
 
+/** What a filter may work with besides its bios: timers and I/O of the thread, and bios of its own. */
+export interface FilterHost {
+  readonly reactor: Reactor;
+  readonly pool: BioPool;
+}
+
+/** What a module of filters exports: `register` makes their kinds known. */
+export interface FilterModule {
+  register(registry: FilterRegistry, host: FilterHost): void;
+}
+
 interface Kind {
   readonly factory: FilterFactory;
   readonly attached: Map<BlockFilter, Disk>;
@@ -57,6 +69,15 @@ export class FilterRegistry {
     this.#kinds.set(name, { factory, attached: new Map() });
   }
 
+  /** The names of all kinds, and the disks that have each. */
+  list(): Array<{ readonly name: string; readonly disks: string[] }> {
+    return [...this.#kinds].map(([name, kind]) => {
+      forgetDetached(kind);
+      return { name, disks: [...kind.attached.values()].map((disk) => disk.name).toSorted() };
+    });
+  }
+
+  /** Errors: ENOENT; EBUSY while a disk has one. */
   unregister(name: string): void {
     const kind = this.#kind(name);
     forgetDetached(kind);
@@ -76,6 +97,9 @@ export class FilterRegistry {
       );
     }
     const filter = kind.factory(options);
+    if (filter.name !== name) {
+      throw new BlksnapError('EINVAL', `Cannot attach filter "${name}": its factory made one named "${filter.name}"`);
+    }
     await disk.attachFilter(filter);
     forgetDetached(kind);
     kind.attached.set(filter, disk);

@@ -9,6 +9,7 @@ import { addConsoleSnapshotCommands } from './commands/console-snapshots.ts';
 import { addConsoleTrackingCommands } from './commands/console-tracking.ts';
 import { addDaemonCommand } from './commands/daemon.ts';
 import { addDiskCommands } from './commands/disks.ts';
+import { addFilterCommands } from './commands/filters.ts';
 import { addServeCommand } from './commands/serve.ts';
 import { addSnapshotCommands } from './commands/snapshots.ts';
 import { separateValues } from './devices.ts';
@@ -28,6 +29,7 @@ function buildProgram(args: readonly string[], json: boolean): Command {
     .addHelpText('after', `\nExample:\n  $ blksnap daemon &\n  $ blksnap attach disk.img\n  $ blksnap backup disk --to /backup\n\n${EXIT_CODES_HELP}`);
   addDaemonCommand(program);
   addDiskCommands(program);
+  addFilterCommands(program);
   addSnapshotCommands(program);
   addBackupCommands(program);
   addServeCommand(program);

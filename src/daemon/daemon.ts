@@ -17,21 +17,23 @@ import { isLocal } from '../nbd/address.ts';
 import { formatNbdUri } from '../nbd/uri.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { VERSION } from '../util/version.ts';
+import { checkName, defaultName, realPath } from './disk-names.ts';
 import { EventLog } from './event-log.ts';
 import type { Waiting } from './event-log.ts';
 import { FREEZE_TIMEOUT_MS, takeFrozen } from './freeze-hooks.ts';
 import type { FreezeReport } from './freeze-hooks.ts';
-import type { DiskInfo, IoCalls, SnapshotInfo } from './io-protocol.ts';
+import type { AttachedFilter, DiskInfo, IoCalls, SnapshotInfo } from './io-protocol.ts';
 import { IoThread } from './io-thread-client.ts';
 import { lockDirectory } from './lock.ts';
 import type { DirectoryLock } from './lock.ts';
 import type { Log } from './log.ts';
 import type { DaemonPaths } from './paths.ts';
 import { PreparedSnapshots } from './prepared-snapshots.ts';
+import type { AttachRequest, MountRequest, SnapshotRequest } from './requests.ts';
 import { Serial } from './serial.ts';
-import { DISK_NAME, loadState, saveState } from './state.ts';
+import { loadState, saveState } from './state.ts';
 import type { DiskState } from './state.ts';
-import type { DiskView, EventView, ImageView, PreparedView, SnapshotView, StatusView } from './views.ts';
+import type { DiskView, EventView, FilterView, ImageView, PreparedView, SnapshotView, StatusView } from './views.ts';
 
 export interface DaemonOptions {
   readonly paths: DaemonPaths;
@@ -40,42 +42,16 @@ export interface DaemonOptions {
   /** Null: the best that works. */
   readonly driver: DriverName | null;
   readonly parameters?: Parameters | undefined;
+  /** URLs of modules that register filters. */
+  readonly filterModules?: readonly string[];
   readonly log: Log;
   /** Called when the daemon cannot go on. */
   readonly onFatal: (cause: BlksnapError) => void;
 }
 
-export interface AttachRequest {
-  readonly path: string;
-  /** Default: the file's name without its extension. */
-  readonly name?: string | undefined;
-  readonly readOnly?: boolean | undefined;
-  readonly direct?: boolean | undefined;
-}
-
-export interface MountRequest {
-  readonly directory: string;
-  readonly disk: string;
-  /** Default: the newest. */
-  readonly point?: string | undefined;
-  /** Default: the disk's name and `-mount`. */
-  readonly name?: string | undefined;
-}
-
-export interface SnapshotRequest {
-  readonly disks: readonly string[];
-  /** Default: an unnamed file in the state directory. */
-  readonly storage?: string | undefined;
-  readonly limitBytes?: number | undefined;
-  /** Commands to run before and after the take. */
-  readonly hooks?:
-    | { readonly freeze: string; readonly thaw: string; readonly timeoutMs?: number | undefined }
-    | undefined;
-}
-
 /** A disk that is to be served, and why it is not, where it is not. */
 type Entry =
-  | { readonly kind: 'disk'; readonly state: DiskState; failure: BlksnapError | null }
+  | { readonly kind: 'disk'; state: DiskState; failure: BlksnapError | null }
   | { readonly kind: 'mount'; readonly directory: string; readonly point: string };
 
 export class Daemon {
@@ -105,7 +81,7 @@ export class Daemon {
       const remembered = loadState(paths.stateFile);
       const events = new EventLog();
       const io = await IoThread.start(
-        { driver: options.driver, parameters: options.parameters ?? DEFAULT_PARAMETERS },
+        { driver: options.driver, parameters: options.parameters ?? DEFAULT_PARAMETERS, filterModules: options.filterModules ?? [] },
         { event: (event) => hear(events, log, event), died: (cause) => options.onFatal(cause) },
       );
       daemon = new Daemon(options, lock, io, events);
@@ -194,7 +170,7 @@ export class Daemon {
     const real = realPath(request.path);
     const name = request.name ?? defaultName(real);
     checkName(name, 'give one with --name');
-    const state = { name, path: real, readOnly: request.readOnly ?? false, direct: request.direct ?? false };
+    const state = { name, path: real, readOnly: request.readOnly ?? false, direct: request.direct ?? false, filters: this.#rememberedFilters(name, real) };
     return await this.#serial.run([`disk ${name}`, `path ${real}`], async () => {
       this.#checkFree(name, real);
       const info = await this.#open(state);
@@ -219,13 +195,9 @@ export class Daemon {
     checkName(name, 'give another');
     return await this.#serial.run([`disk ${name}`], async () => {
       this.#checkFree(name, null);
-      const info = await this.#io.call('mount', {
-        name,
-        directory,
-        disk: request.disk,
-        point: request.point ?? null,
-        overlayDirectory: this.#options.paths.state,
-      });
+      const { disk, point = null } = request;
+      const overlayDirectory = this.#options.paths.state;
+      const info = await this.#io.call('mount', { name, directory, disk, point, overlayDirectory });
       const entry: Entry = { kind: 'mount', directory, point: info.point };
       this.#entries.set(name, entry);
       this.#options.log.info({ disk: name, directory, point: info.point }, 'mounted');
@@ -246,6 +218,45 @@ export class Daemon {
       }
       this.#options.log.info({ disk: name }, 'detached');
     });
+  }
+
+  // --- filters --------------------------------------------------------------------------------
+
+  async filters(): Promise<FilterView[]> {
+    return await this.#io.call('filters', {});
+  }
+
+  /** Puts a filter on a disk; it is attached again at every start. Errors: ENOENT for an unknown disk or kind; EALREADY. */
+  async attachFilter(name: string, filter: AttachedFilter): Promise<DiskView> {
+    return await this.#serial.run([`disk ${name}`], async () => {
+      const entry = this.#entry(name);
+      const info = await this.#io.call('filterAttach', { disk: name, ...filter });
+      try {
+        this.#remember(entry, (filters) => [...filters, filter as DiskState['filters'][number]]);
+      } catch (cause) {
+        await this.#io.call('filterDetach', { disk: name, name: filter.name });
+        throw cause;
+      }
+      this.#options.log.info({ disk: name, filter: filter.name }, 'filter attached');
+      return this.#view(name, entry, info);
+    });
+  }
+
+  /** Of a failed disk it is only forgotten: the way out when its module is gone. Errors: ENOENT; EBUSY. */
+  async detachFilter(name: string, filter: string): Promise<void> {
+    await this.#serial.run([`disk ${name}`], async () => {
+      const entry = this.#entry(name);
+      const served = entry.kind === 'mount' || entry.failure === null;
+      if (served) await this.#io.call('filterDetach', { disk: name, name: filter });
+      this.#remember(entry, (filters) => filters.filter((one) => one.name !== filter));
+      this.#options.log.info({ disk: name, filter }, 'filter detached');
+    });
+  }
+
+  /** Errors: ENOENT; what the filter fails with. */
+  async filterCtl(name: string, filter: string, ctl: { readonly command: string; readonly payload: unknown }): Promise<unknown> {
+    this.#entry(name);
+    return await this.#io.call('filterCtl', { disk: name, name: filter, ...ctl });
   }
 
   // --- change tracking ------------------------------------------------------------------------
@@ -418,6 +429,25 @@ export class Daemon {
     }
   }
 
+  /** Changes the filters that a disk comes back with. */
+  #remember(entry: Entry, change: (filters: DiskState['filters']) => DiskState['filters']): void {
+    if (entry.kind === 'mount') return;
+    const before = entry.state;
+    entry.state = { ...before, filters: change(before.filters) };
+    try {
+      this.#save();
+    } catch (cause) {
+      entry.state = before;
+      throw cause;
+    }
+  }
+
+  /** Another try at a failed disk must not lose its filters. */
+  #rememberedFilters(name: string, real: string): DiskState['filters'] {
+    const entry = this.#entries.get(name);
+    return entry?.kind === 'disk' && entry.state.path === real ? entry.state.filters : [];
+  }
+
   #open(state: DiskState): Promise<DiskInfo> {
     return this.#io.call('attach', { ...state, cbtPath: this.#cbtPath(state.name) });
   }
@@ -516,28 +546,4 @@ function makePrivate(directory: string): void {
   } catch (cause) {
     throw toBlksnapError(cause, "Cannot make the daemon's directory");
   }
-}
-
-/** Two names of one file must not become two disks. */
-function realPath(given: string): string {
-  try {
-    return fs.realpathSync(given);
-  } catch (cause) {
-    const { code } = toBlksnapError(cause);
-    if (code === 'ENOENT')
-      throw new BlksnapError('ENOENT', `Cannot open "${given}": there is no such file or directory`);
-    throw toBlksnapError(cause, `Cannot open "${given}"`);
-  }
-}
-
-function defaultName(real: string): string {
-  return path.parse(real).name;
-}
-
-function checkName(name: string, next: string): void {
-  if (DISK_NAME.test(name)) return;
-  throw new BlksnapError(
-    'EINVAL',
-    `Cannot use "${name}" as a disk's name: want letters, digits, ".", "_" and "-", a letter or digit first, at most 128; ${next}`,
-  );
 }

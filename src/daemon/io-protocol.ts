@@ -15,6 +15,8 @@ export interface IoThreadOptions {
   /** Forces a driver; null takes the best that works. */
   readonly driver: DriverName | null;
   readonly parameters: Parameters;
+  /** URLs of modules that register filters. */
+  readonly filterModules: readonly string[];
 }
 
 /** What the I/O thread found when it started. */
@@ -42,6 +44,13 @@ export interface CbtInfo {
   readonly changeNumber: number;
   /** Why the generation began; '' when history went on from before. */
   readonly reason: string;
+}
+
+/** A filter that somebody attached to a disk. */
+export interface AttachedFilter {
+  readonly name: string;
+  /** As it was given to the filter's factory: JSON. */
+  readonly options: unknown;
 }
 
 /** A served disk, as the I/O thread sees it. */
@@ -92,7 +101,15 @@ export interface IoCalls {
   /** Takes NBD connections. The result has the port that the system chose for port 0. */
   listen: { args: { readonly address: SocketAddress }; result: SocketAddress };
   /** Opens a file or device and serves it. With `cbtPath` its changes are tracked, in that file. */
-  attach: { args: OpenOptions & { readonly name: string; readonly cbtPath: string | null }; result: DiskInfo };
+  attach: {
+    args: OpenOptions & {
+      readonly name: string;
+      readonly cbtPath: string | null;
+      /** Attached before the disk is served. */
+      readonly filters: readonly AttachedFilter[];
+    };
+    result: DiskInfo;
+  };
   /** Serves a restore point as a writable disk; what is written goes with it. */
   mount: {
     args: {
@@ -107,6 +124,14 @@ export interface IoCalls {
   };
   detach: { args: { readonly name: string }; result: void };
   disks: { args: Record<never, never>; result: DiskInfo[] };
+  /** The kinds of filters that are known, and the disks that have each. */
+  filters: { args: Record<never, never>; result: Array<{ readonly name: string; readonly disks: string[] }> };
+  filterAttach: { args: { readonly disk: string } & AttachedFilter; result: DiskInfo };
+  filterDetach: { args: { readonly disk: string; readonly name: string }; result: void };
+  filterCtl: {
+    args: { readonly disk: string; readonly name: string; readonly command: string; readonly payload: unknown };
+    result: unknown;
+  };
   cbtMap: { args: { readonly name: string; readonly offset: number; readonly length: number }; result: Uint8Array };
   cbtMarkDirty: { args: { readonly name: string; readonly ranges: readonly ByteRange[] }; result: void };
   createSnapshot: {

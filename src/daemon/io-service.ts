@@ -24,8 +24,9 @@ import type { NbdExport } from '../nbd/export.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { assert } from '../util/assert.ts';
 import { BlksnapError, codeOfErrno, toBlksnapError } from '../util/errors.ts';
+import type { DiskFilters } from './disk-filters.ts';
 import { imageContexts } from './image-contexts.ts';
-import type { CbtInfo, DiskInfo, IoCalls, IoHandlers, SnapshotInfo } from './io-protocol.ts';
+import type { AttachedFilter, CbtInfo, DiskInfo, IoCalls, IoHandlers, SnapshotInfo } from './io-protocol.ts';
 
 /** A disk, and what must be closed after it. */
 interface Served {
@@ -34,8 +35,16 @@ interface Served {
   readonly closeBase: () => Promise<void>;
 }
 
+export interface IoServiceOptions {
+  readonly reactor: Reactor;
+  readonly parameters: Parameters;
+  readonly filters: DiskFilters;
+  readonly onEvent: (event: SnapshotEvent) => void;
+}
+
 export class IoService {
   readonly #reactor: Reactor;
+  readonly #filters: DiskFilters;
   readonly #parameters: Parameters;
   readonly #pool = new BioPool();
   readonly #copyMemory: Arena;
@@ -45,9 +54,11 @@ export class IoService {
   readonly #snapshots: SnapshotSet;
   readonly #server: NbdServer;
 
-  constructor(reactor: Reactor, parameters: Parameters, onEvent: (event: SnapshotEvent) => void) {
+  constructor(options: IoServiceOptions) {
+    const { reactor, parameters, onEvent } = options;
     const { arena } = reactor;
     this.#reactor = reactor;
+    this.#filters = options.filters;
     this.#parameters = parameters;
     this.#copyMemoryAt = arena.allocate(parameters.copyMemoryBytes);
     assert(this.#copyMemoryAt !== NO_MEMORY, 'the arena has room for copy-on-write');
@@ -67,6 +78,13 @@ export class IoService {
     mount: (args) => this.#mount(args),
     detach: ({ name }) => this.#detach(name),
     disks: async () => [...this.#served.values()].map(diskInfo),
+    filters: async () => this.#filters.list([...this.#served.values()].map(({ disk }) => disk)),
+    filterAttach: async ({ disk, ...filter }) => {
+      await this.#filters.attach(this.#get(disk).disk, filter);
+      return diskInfo(this.#get(disk));
+    },
+    filterDetach: ({ disk, name }) => this.#filters.detach(this.#get(disk).disk, name),
+    filterCtl: ({ disk, name, ...ctl }) => this.#filters.ctl(this.#get(disk).disk, name, ctl),
     cbtMap: async ({ name, offset, length }) => this.#cbtMap(name, offset, length),
     cbtMarkDirty: async ({ name, ranges }) => this.#tracker(name).markDirty(ranges),
     createSnapshot: (args) => this.#createSnapshot(args),
@@ -86,6 +104,7 @@ export class IoService {
       originPath: file,
       description: file,
       closeBase: async () => {},
+      filters: args.filters,
     });
   }
 
@@ -116,6 +135,7 @@ export class IoService {
       readonly originPath: string | null;
       readonly description: string;
       readonly closeBase: () => Promise<void>;
+      readonly filters?: readonly AttachedFilter[];
     },
   ): Promise<DiskInfo> {
     assert(!this.#served.has(name), 'the control thread gives each name once');
@@ -125,6 +145,7 @@ export class IoService {
       const memory = { reactor: this.#reactor, pool: this.#pool, copyMemory: this.#copyMemory };
       const tracker = new Tracker({ ...memory, mapPath: cbtPath, originPath, parameters: this.#parameters });
       await disk.attachFilter(tracker);
+      for (const filter of options.filters ?? []) await this.#filters.attach(disk, filter);
       const served = { disk, tracker, closeBase: options.closeBase };
       this.#served.set(name, served);
       this.#exports.set(name, { name, description: options.description, device: disk, contexts: () => [] });

@@ -27,13 +27,13 @@ describe.each(['uring', 'portable'] as const)('the I/O thread on the %s driver',
     const events: SnapshotEvent[] = [];
     const deaths: Error[] = [];
     const io = await IoThread.start(
-      { driver, parameters: DEFAULT_PARAMETERS },
+      { driver, parameters: DEFAULT_PARAMETERS, filterModules: [] },
       { event: (event) => events.push(event), died: (cause) => deaths.push(cause) },
     );
     return { io, events, deaths };
   }
 
-  const attachment = (name: string) => ({ name, path: image, readOnly: false, direct: false, cbtPath: null });
+  const attachment = (name: string) => ({ name, path: image, readOnly: false, direct: false, cbtPath: null, filters: [] });
 
   it('answers calls, passes errors on, and ends when asked to', async () => {
     const { io, deaths } = await start();

@@ -17,6 +17,7 @@ const diskStateSchema = z.strictObject({
   path: z.string().min(1),
   readOnly: z.boolean(),
   direct: z.boolean(),
+  filters: z.array(z.strictObject({ name: z.string().min(1), options: z.json() })).default([]),
 });
 
 const stateSchema = z.strictObject({

@@ -63,6 +63,12 @@ export interface DiskView {
   copies: CopyCounters | null;
 }
 
+/** A kind of filter, and the disks that have one. */
+export interface FilterView {
+  name: string;
+  disks: string[];
+}
+
 export interface ImageView {
   disk: string;
   uri: string;

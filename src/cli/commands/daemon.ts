@@ -13,6 +13,7 @@ interface DaemonOptions extends CommonOptions {
   readonly nbd: string;
   readonly io?: DriverName;
   readonly logLevel: 'info';
+  readonly filterModule?: readonly string[];
   readonly trackingBlockMinShift?: number;
   readonly trackingBlockMaxShift?: number;
   readonly trackingBlockMaxCount?: number;
@@ -43,6 +44,7 @@ export function addDaemonCommand(program: Command): void {
         .choices(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'])
         .default('info'),
     )
+    .option('--filter-module <module...>', 'load filters from a file or package (docs/filters.md)')
     .option('--tracking-block-min-shift <n>', 'tracking blocks have at least 2^n bytes (default: 16)', Number)
     .option('--tracking-block-max-shift <n>', 'and at most 2^n (default: 26)', Number)
     .option(
@@ -72,6 +74,7 @@ async function run(disks: string[], options: DaemonOptions): Promise<void> {
     nbd,
     driver: options.io ?? null,
     parameters,
+    filterModules: options.filterModule ?? [],
     disks,
     logLevel: options.logLevel,
     json: options.json ?? false,

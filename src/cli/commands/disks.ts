@@ -25,7 +25,9 @@ interface MountOptions extends CommonOptions {
 export function addDiskCommands(program: Command): void {
   addCommand(program, 'attach [path]', {
     summary: 'Serve a file or block device over NBD and track its changes',
-    more: "Prints the NBD URI. The daemon attaches it again at every start, and keeps the history of its changes. With --device it prints what the kernel module's console tool does.",
+    more:
+      'Prints the NBD URI. The daemon attaches it again at every start, and keeps the history of its changes. ' +
+      "With --device it prints what the kernel module's console tool does.",
     examples: ['attach /srv/vm.img', 'attach /dev/vdb --name data'],
   })
     .option('-d, --device <path...>', 'files or devices, instead of PATH; those that are attached already are no failure')
@@ -119,6 +121,7 @@ function printDisks(disks: readonly DiskView[]): void {
       { heading: 'NAME', value: ({ name }) => name },
       { heading: 'SIZE', value: ({ state, size }) => (state === 'failed' ? '-' : formatSize(size)), right: true },
       { heading: 'STATE', value: stateOf },
+      { heading: 'FILTERS', value: ({ filters }) => filters.join(', ') || '-' },
       { heading: 'PATH', value: ({ path, point }) => (point === null ? path : `${path} (${point})`) },
       { heading: 'URI', value: ({ uri }) => uri },
     ],

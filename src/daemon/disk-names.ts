@@ -1,0 +1,29 @@
+/** Paths and names of disks, as people give them. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+import { DISK_NAME } from './state.ts';
+
+/** Two names of one file must not become two disks. */
+export function realPath(given: string): string {
+  try {
+    return fs.realpathSync(given);
+  } catch (cause) {
+    const { code } = toBlksnapError(cause);
+    if (code === 'ENOENT') throw new BlksnapError('ENOENT', `Cannot open "${given}": there is no such file or directory`);
+    throw toBlksnapError(cause, `Cannot open "${given}"`);
+  }
+}
+
+export function defaultName(real: string): string {
+  return path.parse(real).name;
+}
+
+export function checkName(name: string, next: string): void {
+  if (DISK_NAME.test(name)) return;
+  throw new BlksnapError(
+    'EINVAL',
+    `Cannot use "${name}" as a disk's name: want letters, digits, ".", "_" and "-", a letter or digit first, at most 128; ${next}`,
+  );
+}

@@ -1,0 +1,29 @@
+/** What the daemon is asked to do: the arguments of its operations. */
+
+export interface AttachRequest {
+  readonly path: string;
+  /** Default: the file's name without its extension. */
+  readonly name?: string | undefined;
+  readonly readOnly?: boolean | undefined;
+  readonly direct?: boolean | undefined;
+}
+
+export interface MountRequest {
+  readonly directory: string;
+  readonly disk: string;
+  /** Default: the newest. */
+  readonly point?: string | undefined;
+  /** Default: the disk's name and `-mount`. */
+  readonly name?: string | undefined;
+}
+
+export interface SnapshotRequest {
+  readonly disks: readonly string[];
+  /** Default: an unnamed file in the state directory. */
+  readonly storage?: string | undefined;
+  readonly limitBytes?: number | undefined;
+  /** Commands to run before and after the take. */
+  readonly hooks?:
+    | { readonly freeze: string; readonly thaw: string; readonly timeoutMs?: number | undefined }
+    | undefined;
+}

@@ -1,0 +1,88 @@
+/** Filters in a real daemon: by command line and API, under a real client's load, across restarts. */
+
+import path from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { Client } from '../../src/api/client.ts';
+import { MIB } from '../../src/util/units.ts';
+import { requirePrograms } from '../requirements.ts';
+import { DaemonUnderTest, fio } from './daemon-under-test.ts';
+
+const EXAMPLES = path.join(import.meta.dirname, '../../examples');
+const MODULES = ['--filter-module', path.join(EXAMPLES, 'rate-limiter.mjs'), path.join(EXAMPLES, 'write-once.mjs')];
+const SIZE = 64 * MIB;
+let daemon: DaemonUnderTest;
+
+beforeEach(() => {
+  daemon = new DaemonUnderTest();
+});
+afterEach(() => daemon.dispose());
+
+test('the commands attach, command, show and detach a filter, and the daemon keeps it', async () => {
+  await daemon.start(...MODULES);
+  await daemon.disk('vm', SIZE);
+  const kinds = 'FILTER        DISKS\nblksnap       vm\nrate-limiter  -\nwrite-once    -\n';
+  expect(await daemon.cli('filter', 'list')).toBe(kinds);
+  const options = '{"bytesPerSecond":1000000}';
+  expect(await daemon.cli('filter', 'attach', 'vm', 'rate-limiter', '--options', options)).toBe(
+    'vm: rate-limiter, blksnap\n',
+  );
+  expect(await daemon.cli('filter', 'attach', 'vm', 'write-once')).toBe('vm: write-once, rate-limiter, blksnap\n');
+  expect(await daemon.cli('list')).toContain('write-once, rate-limiter, blksnap');
+  await expect(daemon.cli('filter', 'attach', 'vm', 'write-once')).rejects.toMatchObject({ code: 6 });
+  await expect(daemon.cli('filter', 'attach', 'vm', 'none')).rejects.toMatchObject({ code: 5 });
+  await expect(daemon.cli('filter', 'attach', 'vm', 'rate-limiter', '--options', '{')).rejects.toMatchObject({
+    code: 2,
+  });
+  await expect(daemon.cli('filter', 'detach', 'vm', 'blksnap')).rejects.toMatchObject({ code: 6 });
+  await expect(daemon.cli('filter', 'ctl', 'vm', 'rate-limiter', 'no')).rejects.toMatchObject({ code: 2 });
+  await daemon.cli('filter', 'detach', 'vm', 'write-once');
+  await daemon.stop();
+
+  await daemon.start(...MODULES);
+  expect(await daemon.json('filter', 'ctl', 'vm', 'rate-limiter', 'stats')).toMatchObject({ bytesPerSecond: 1e6 });
+  await daemon.stop();
+
+  // Without its filter the disk must not be served: a guard that is gone in silence is none.
+  await daemon.start();
+  const { disks } = await daemon.json<{ disks: Array<{ state: string; failure: { message: string } }> }>('list');
+  expect(disks).toMatchObject([
+    { state: 'failed', failure: { message: expect.stringContaining('No filter "rate-limiter"') } },
+  ]);
+  await daemon.cli('filter', 'detach', 'vm', 'rate-limiter');
+  await daemon.stop();
+  await daemon.start();
+  expect(await daemon.json('list')).toMatchObject({ disks: [{ state: 'attached', filters: ['blksnap'] }] });
+});
+
+test('a module that cannot be loaded keeps the daemon from starting, and it says why', async () => {
+  await expect(daemon.start('--filter-module', './none.mjs')).rejects.toThrow(
+    /Cannot load filter module ".\/none.mjs"/,
+  );
+  const notOne = path.join(import.meta.dirname, '../../scripts/debian.mjs');
+  await expect(daemon.start('--filter-module', notOne)).rejects.toThrow(/exports no function `register`/);
+});
+
+test('fio verifies what it wrote while filters come and go', async (context) => {
+  requirePrograms(context, 'fio');
+  await daemon.start(...MODULES);
+  await daemon.disk('vm', SIZE);
+  const client = new Client({ dir: daemon.state });
+  const load = fio(
+    daemon.uri('vm'),
+    '--rw=randwrite', '--bsrange=4k-64k', '--iodepth=16', `--size=${SIZE}`, '--time_based', '--runtime=6',
+    '--verify=crc32c', '--verify_fatal=1', '--serialize_overlap=1', '--verify_state_save=0', '--randrepeat=0',
+  ); // prettier-ignore
+  let running = true;
+  void load.ended.then(() => (running = false));
+  let rounds = 0;
+  for (; running; rounds++) {
+    await client.attachFilter('vm', 'rate-limiter', { bytesPerSecond: 500 * MIB });
+    if (rounds % 10 === 0)
+      await client.filterCtl('vm', { filter: 'rate-limiter', command: 'rate', payload: { bytesPerSecond: 300 * MIB } });
+    await client.detachFilter('vm', 'rate-limiter');
+  }
+  const { code, output } = await load.ended;
+  expect({ code, output }).toMatchObject({ code: 0 });
+  expect(rounds).toBeGreaterThan(50);
+  expect((await client.disk('vm')).filters).toEqual(['blksnap']);
+});
