@@ -31,7 +31,9 @@ export function createApp(context: ApiContext): OpenAPIHono {
   const app = new OpenAPIHono({ defaultHook: refuseInvalid });
   app.use('*', bodyLimit({ maxSize: BODY_LIMIT_BYTES, onError: tooLarge }));
   app.onError((cause, c) => fail(c, errorOf(cause, context.log)));
-  app.notFound((c) => fail(c, new BlksnapError('ENOENT', `No ${c.req.method} ${c.req.path}; GET /openapi.json lists what there is`)));
+  app.notFound((c) =>
+    fail(c, new BlksnapError('ENOENT', `No ${c.req.method} ${c.req.path}; GET /openapi.json lists what there is`)),
+  );
   addStatusRoute(app, context);
   addDiskRoutes(app, context);
   addFilterRoutes(app, context);
@@ -49,7 +51,8 @@ export function openApiDocument(app: OpenAPIHono): object {
     info: {
       title: 'blksnap',
       version: VERSION,
-      description: 'Snapshots, changed-block tracking and incremental backup of live block devices. Sizes and offsets are bytes.',
+      description:
+        'Snapshots, changed-block tracking and incremental backup of live block devices. Sizes and offsets are bytes.',
     },
   });
 }
@@ -59,7 +62,10 @@ function fail(c: Context, error: BlksnapError): Response {
 }
 
 function tooLarge(c: Context): Response {
-  return fail(c, new BlksnapError('EFBIG', `Cannot take the request: its body is larger than ${BODY_LIMIT_BYTES} bytes`));
+  return fail(
+    c,
+    new BlksnapError('EFBIG', `Cannot take the request: its body is larger than ${BODY_LIMIT_BYTES} bytes`),
+  );
 }
 
 interface Issue {
@@ -69,11 +75,16 @@ interface Issue {
 
 /** Names the field that is wrong. */
 function refuseInvalid(
-  result: { readonly target: string } & ({ readonly success: true } | { readonly success: false; readonly error: { readonly issues: readonly Issue[] } }),
+  result: { readonly target: string } & (
+    | { readonly success: true }
+    | { readonly success: false; readonly error: { readonly issues: readonly Issue[] } }
+  ),
   c: Context,
 ): Response | undefined {
   if (result.success) return undefined;
-  const words = result.error.issues.map(({ path, message }) => `${path.map(String).join('.') || 'the whole'}: ${message}`);
+  const words = result.error.issues.map(
+    ({ path, message }) => `${path.map(String).join('.') || 'the whole'}: ${message}`,
+  );
   return fail(c, new BlksnapError('EINVAL', `Cannot understand the request's ${result.target}: ${words.join('; ')}`));
 }
 

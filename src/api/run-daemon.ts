@@ -50,7 +50,16 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
     await attachMissing(daemon, options.disks);
     const api = await serveApi(paths.apiSocket, daemon, log);
     const { nbdUri, driver: used, driverReason } = await daemon.status();
-    log.info({ version: VERSION, api: paths.apiSocket, nbd: nbdUri, driver: used, ...(driverReason === '' ? {} : { driverReason }) }, 'ready');
+    log.info(
+      {
+        version: VERSION,
+        api: paths.apiSocket,
+        nbd: nbdUri,
+        driver: used,
+        ...(driverReason === '' ? {} : { driverReason }),
+      },
+      'ready',
+    );
     const cause = await ended;
     if (cause !== null) log.fatal({ error: cause.message }, 'cannot go on');
     await api.close();

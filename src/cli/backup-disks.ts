@@ -55,7 +55,10 @@ export async function backUpDisks(names: readonly string[], options: BackupOptio
 
 function modeOf({ full, differential }: BackupOptions): BackupMode {
   if (full === true && differential === true) {
-    throw new BlksnapError('EINVAL', 'Cannot make a backup both full and differential: give one of --full and --differential');
+    throw new BlksnapError(
+      'EINVAL',
+      'Cannot make a backup both full and differential: give one of --full and --differential',
+    );
   }
   return full === true ? 'full' : differential === true ? 'differential' : 'auto';
 }
@@ -110,7 +113,8 @@ async function explained(client: Client, id: string, name: string, failure: Blks
   const now = await client.snapshot(id).catch(() => null);
   const error = now?.images.find(({ disk }) => disk === name)?.error ?? null;
   if (error === null) return failure;
-  const why = error === 'ENOSPC' ? 'its storage is full; give it more with --limit, or another place with --storage' : error;
+  const why =
+    error === 'ENOSPC' ? 'its storage is full; give it more with --limit, or another place with --storage' : error;
   return new BlksnapError(error, `${failure.message}. The snapshot's image was lost: ${why}`, { cause: failure });
 }
 

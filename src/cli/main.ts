@@ -26,7 +26,10 @@ function buildProgram(args: readonly string[], json: boolean): Command {
     .enablePositionalOptions()
     .exitOverride()
     .configureOutput({ outputError: (text) => printError(usageError(text, program, args), json) })
-    .addHelpText('after', `\nExample:\n  $ blksnap daemon &\n  $ blksnap attach disk.img\n  $ blksnap backup disk --to /backup\n\n${EXIT_CODES_HELP}`);
+    .addHelpText(
+      'after',
+      `\nExample:\n  $ blksnap daemon &\n  $ blksnap attach disk.img\n  $ blksnap backup disk --to /backup\n\n${EXIT_CODES_HELP}`,
+    );
   addDaemonCommand(program);
   addDiskCommands(program);
   addFilterCommands(program);

@@ -30,7 +30,9 @@ export function formatTable<Row>(columns: ReadonlyArray<Column<Row>>, rows: read
   const widths = columns.map((_, index) => Math.max(...cells.map((line) => line[index]!.length)));
   const lines = cells.map((line) =>
     line
-      .map((cell, index) => (columns[index]!.right === true ? cell.padStart(widths[index]!) : cell.padEnd(widths[index]!)))
+      .map((cell, index) =>
+        columns[index]!.right === true ? cell.padStart(widths[index]!) : cell.padEnd(widths[index]!),
+      )
       .join('  ')
       .trimEnd(),
   );

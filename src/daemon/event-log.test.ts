@@ -3,7 +3,15 @@ import { EventLog } from './event-log.ts';
 import type { EventView } from './views.ts';
 
 function event(snapshotId: string, usedBytes = 0): Omit<EventView, 'sequence'> {
-  return { time: new Date(0).toISOString(), snapshotId, disk: null, code: 'lowSpace', error: null, usedBytes, limitBytes: null };
+  return {
+    time: new Date(0).toISOString(),
+    snapshotId,
+    disk: null,
+    code: 'lowSpace',
+    error: null,
+    usedBytes,
+    limitBytes: null,
+  };
 }
 
 describe('EventLog', () => {

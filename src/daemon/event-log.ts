@@ -58,7 +58,8 @@ export class EventLog {
     const untilMs = performance.now() + timeoutMs;
     for (;;) {
       const log = this.#logs.get(snapshotId);
-      if (log === undefined) throw new BlksnapError('ESRCH', `No snapshot "${snapshotId}": it was destroyed, or never was`);
+      if (log === undefined)
+        throw new BlksnapError('ESRCH', `No snapshot "${snapshotId}": it was destroyed, or never was`);
       const news = log.events.filter((event) => event.sequence > after);
       const leftMs = untilMs - performance.now();
       if (news.length > 0 || leftMs <= 0 || signal?.aborted === true) return news;
@@ -72,7 +73,11 @@ export class EventLog {
     const untilMs = performance.now() + waiting.timeoutMs;
     for (;;) {
       const after = this.#logs.get(snapshotId)?.taken ?? 0;
-      const [event] = await this.wait(snapshotId, { ...waiting, after, timeoutMs: Math.max(0, untilMs - performance.now()) });
+      const [event] = await this.wait(snapshotId, {
+        ...waiting,
+        after,
+        timeoutMs: Math.max(0, untilMs - performance.now()),
+      });
       if (event === undefined) return null;
       const log = this.#logs.get(snapshotId);
       // Another caller may have been woken by the same event, and been first.

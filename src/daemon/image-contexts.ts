@@ -30,6 +30,8 @@ function context(image: SnapshotImage, prefix: string, number: number): MetaCont
   return {
     name: `${prefix}${number}`,
     blockStatus: async (offset, length) =>
-      image.changedSince(number, offset, length).map((run) => ({ length: run.length, flags: run.changed ? CHANGED : 0 })),
+      image
+        .changedSince(number, offset, length)
+        .map((run) => ({ length: run.length, flags: run.changed ? CHANGED : 0 })),
   };
 }

@@ -27,5 +27,6 @@ export function readable(line: string): string {
   const rest = Object.entries(entry)
     .filter(([key]) => !FRAME.has(key))
     .map(([key, value]) => `  ${key}=${typeof value === 'string' ? value : JSON.stringify(value)}`);
-  return `${time} ${level} ${String(entry['msg'] ?? '')}${rest.join('')}\n`;
+  const { msg } = entry;
+  return `${time} ${level} ${typeof msg === 'string' ? msg : ''}${rest.join('')}\n`;
 }

@@ -4,7 +4,7 @@ export class Serial {
 
   /** Runs `task` when every earlier task with one of these keys has ended, well or not. */
   run<T>(keys: readonly string[], task: () => Promise<T>): Promise<T> {
-    const before = keys.map((key) => this.#tails.get(key));
+    const before = keys.map((key) => this.#tails.get(key) ?? Promise.resolve());
     const result = Promise.allSettled(before).then(task);
     for (const key of keys) this.#tails.set(key, result);
     const forget = (): void => {

@@ -1,5 +1,6 @@
 /** Addresses to listen on, as people write them. URIs are uri.ts's. */
 
+import { isIPv4 } from 'node:net';
 import type { SocketAddress } from '../io/reactor.ts';
 import { BlksnapError } from '../util/errors.ts';
 
@@ -8,7 +9,10 @@ export function parseHostPort(text: string): SocketAddress {
   const match = /^(?:\[(?<six>[^\]]+)\]|(?<host>[^:]*)):(?<port>\d{1,5})$/.exec(text);
   const port = Number(match?.groups?.['port'] ?? NaN);
   if (match === null || port > 65535) {
-    throw new BlksnapError('EINVAL', `Cannot read address "${text}": want host:port, as in 127.0.0.1:10809 or [::1]:10809`);
+    throw new BlksnapError(
+      'EINVAL',
+      `Cannot read address "${text}": want host:port, as in 127.0.0.1:10809 or [::1]:10809`,
+    );
   }
   return { kind: 'tcp', host: match.groups?.['six'] ?? (match.groups?.['host'] || '0.0.0.0'), port };
 }
@@ -16,5 +20,7 @@ export function parseHostPort(text: string): SocketAddress {
 /** Whether only this machine can reach the address. */
 export function isLocal(address: SocketAddress): boolean {
   if (address.kind === 'unix') return true;
-  return address.host === 'localhost' || address.host === '::1' || /^127\./.test(address.host);
+  return (
+    address.host === 'localhost' || address.host === '::1' || (isIPv4(address.host) && address.host.startsWith('127.'))
+  );
 }

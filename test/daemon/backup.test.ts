@@ -41,7 +41,11 @@ async function underWay(disk: string): Promise<void> {
     const directory = path.join(backups, disk);
     const names = fs.existsSync(directory) ? fs.readdirSync(directory) : [];
     const partial = names.find((name) => name.endsWith('.qcow2.partial'));
-    if (partial !== undefined && (fs.statSync(path.join(directory, partial), { throwIfNoEntry: false })?.size ?? 0) > MIB) return;
+    if (
+      partial !== undefined &&
+      (fs.statSync(path.join(directory, partial), { throwIfNoEntry: false })?.size ?? 0) > MIB
+    )
+      return;
     await sleep(5);
   }
   throw new Error('the backup did not start');
@@ -77,7 +81,8 @@ describe('the whole way', () => {
 
     const made = await points();
     expect(made.map(({ kind }) => kind)).toEqual(['full', 'incremental', 'incremental', 'differential', 'full']);
-    for (const [index, { id }] of made.entries()) expect(sameFiles(await restored('vm', id), states[index]!)).toBe(true);
+    for (const [index, { id }] of made.entries())
+      expect(sameFiles(await restored('vm', id), states[index]!)).toBe(true);
     expect((await world.cli('verify', backups)).stdout).toMatch(/^5 restore points are good/);
 
     expect((await world.cli('prune', backups, '--keep-last', '2')).stdout).toMatch(/3 points removed/);
@@ -98,7 +103,10 @@ describe('the whole way', () => {
     await world.client.attach({ path: world.image('a.img', 4 * MIB, MIB) });
     await world.client.attach({ path: world.image('b.img', 4 * MIB, MIB) });
     const { code, stdout } = await world.cli('backup', 'a', 'b', '--to', backups, '--json');
-    const lines = stdout.trim().split('\n').map((line) => JSON.parse(line) as { disk: string; snapshot: string });
+    const lines = stdout
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line) as { disk: string; snapshot: string });
     expect([code, lines.map(({ disk }) => disk)]).toEqual([0, ['a', 'b']]);
     expect(lines[0]!.snapshot).toBe(lines[1]!.snapshot);
   });
@@ -119,7 +127,9 @@ describe('a backup fails cleanly', () => {
     const { uri } = await world.client.attach({ path: world.image('vm.img', 32 * MIB, 16 * MIB) });
     await world.json('backup', 'vm', '--to', backups);
     await fill(uri, 0, 8 * MIB, 2);
-    const { id } = (await world.json('snapshot', 'create', 'vm', '--limit', '1M', '--storage', world.directory)) as { id: string };
+    const { id } = (await world.json('snapshot', 'create', 'vm', '--limit', '1M', '--storage', world.directory)) as {
+      id: string;
+    };
     const follower = new Program(['snapshot', 'events', id, '--follow', '--json', '--dir', world.dir]);
     await fill(uri, 0, 8 * MIB, 3);
 
@@ -134,7 +144,10 @@ describe('a backup fails cleanly', () => {
     expect((await world.cli('snapshot', 'events', id)).stdout).toMatch(/image of disk "vm" lost: ENOSPC/);
     await world.json('snapshot', 'destroy', id.slice(0, 8));
     const { code, stdout } = await follower.ended();
-    const codes = stdout.trim().split('\n').map((line) => (JSON.parse(line) as { code: string }).code);
+    const codes = stdout
+      .trim()
+      .split('\n')
+      .map((line) => (JSON.parse(line) as { code: string }).code);
     expect([code, codes.slice(-2)]).toEqual([0, ['noSpace', 'corrupted']]);
 
     const { stdout: next } = await world.cli('backup', 'vm', '--to', backups);

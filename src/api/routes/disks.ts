@@ -5,7 +5,16 @@ import type { OpenAPIHono } from '@hono/zod-openapi';
 import { BlksnapError } from '../../util/errors.ts';
 import type { ApiContext } from '../app.ts';
 import { binaryResult, failures, jsonBody, jsonResult } from '../responses.ts';
-import { attachRequest, cbtView, dirtyRequest, diskView, disksView, mapQuery, mountRequest, nameParam } from '../schema.ts';
+import {
+  attachRequest,
+  cbtView,
+  dirtyRequest,
+  diskView,
+  disksView,
+  mapQuery,
+  mountRequest,
+  nameParam,
+} from '../schema.ts';
 
 const listDisks = createRoute({
   method: 'get',
@@ -82,12 +91,16 @@ export function addDiskRoutes(app: OpenAPIHono, { daemon }: ApiContext): void {
   app.openapi(mount, async (c) => c.json(await daemon.mount(c.req.valid('json')), 201));
   app.openapi(getCbt, async (c) => {
     const { name, cbt, failure } = await daemon.disk(c.req.valid('param').name);
-    if (cbt === null) throw new BlksnapError('ENODEV', `Disk "${name}" is not served: ${failure?.message ?? 'unknown'}`);
+    if (cbt === null)
+      throw new BlksnapError('ENODEV', `Disk "${name}" is not served: ${failure?.message ?? 'unknown'}`);
     return c.json(cbt, 200);
   });
   app.openapi(getMap, async (c) => {
     const { offset, length } = c.req.valid('query');
-    const map = await daemon.cbtMap(c.req.valid('param').name, { offset, length: length ?? Number.MAX_SAFE_INTEGER - offset });
+    const map = await daemon.cbtMap(c.req.valid('param').name, {
+      offset,
+      length: length ?? Number.MAX_SAFE_INTEGER - offset,
+    });
     return c.body(map.slice().buffer, 200, { 'content-type': 'application/octet-stream' });
   });
   app.openapi(markDirty, async (c) => {

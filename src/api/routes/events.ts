@@ -68,7 +68,11 @@ async function follow(
   while (!from.signal.aborted && !stream.aborted && !stream.closed) {
     await stream.write(': waiting\n\n');
     try {
-      for (const event of await daemon.waitEvents(from.id, { after, timeoutMs: MAX_WAIT_MS / 4, signal: from.signal })) {
+      for (const event of await daemon.waitEvents(from.id, {
+        after,
+        timeoutMs: MAX_WAIT_MS / 4,
+        signal: from.signal,
+      })) {
         after = event.sequence;
         await stream.writeSSE({ id: String(event.sequence), event: event.code, data: JSON.stringify(event) });
       }

@@ -35,7 +35,11 @@ export function addBackupCommands(program: Command): void {
     more:
       'Takes one snapshot of all of them, stores what changed since their last restore point, and lets the snapshot go. ' +
       'The first backup of a disk is full, and so is one whose change history is in doubt: it says why.',
-    examples: ['backup vm --to /backup', 'backup system data --to /backup --limit 20G', 'backup vm --to /backup --full'],
+    examples: [
+      'backup vm --to /backup',
+      'backup system data --to /backup --limit 20G',
+      'backup vm --to /backup --full',
+    ],
   })
     .requiredOption('--to <directory>', 'where restore points go; made where it is missing')
     .option('--full', 'store everything')
@@ -150,7 +154,9 @@ async function restore(directory: string, options: RestoreOptions): Promise<void
   }
   for (const damage of result.damage) printLine(`damaged, restored as it is: ${describeDamage(damage)}`);
   const { bytesStored, seconds } = result.progress;
-  printLine(`${result.point.id} of ${disk} restored to ${to}: ${formatSize(bytesStored)} written in ${formatSeconds(seconds)}`);
+  printLine(
+    `${result.point.id} of ${disk} restored to ${to}: ${formatSize(bytesStored)} written in ${formatSeconds(seconds)}`,
+  );
 }
 
 async function verify(directory: string, options: DiskOptions): Promise<void> {
@@ -168,7 +174,8 @@ async function verify(directory: string, options: DiskOptions): Promise<void> {
     const which = lost.map(({ disk, point }) => `${point} of ${disk}`).join(', ') || 'none';
     throw new BlksnapError('EBADMSG', `The backup is damaged: ${words}. Points that cannot be restored: ${which}`);
   }
-  if (!options.json) printLine(`${report.points.length} restore points are good, ${formatSize(report.bytesRead)} checked`);
+  if (!options.json)
+    printLine(`${report.points.length} restore points are good, ${formatSize(report.bytesRead)} checked`);
 }
 
 async function prune(directory: string, options: PruneOptions): Promise<void> {
@@ -188,6 +195,10 @@ async function prune(directory: string, options: PruneOptions): Promise<void> {
   for (const { disk, removed, rewritten, bytesFreed } of options.json ? [] : results) {
     const anew = rewritten.length === 0 ? '' : `, ${rewritten.length} written anew`;
     const freed = bytesFreed >= 0 ? `${formatSize(bytesFreed)} freed` : `${formatSize(-bytesFreed)} more used`;
-    printLine(removed.length === 0 ? `${disk}: nothing to remove` : `${disk}: ${removed.length} points removed${anew}, ${freed}`);
+    printLine(
+      removed.length === 0
+        ? `${disk}: nothing to remove`
+        : `${disk}: ${removed.length} points removed${anew}, ${freed}`,
+    );
   }
 }

@@ -30,7 +30,10 @@ export function addDiskCommands(program: Command): void {
       "With --device it prints what the kernel module's console tool does.",
     examples: ['attach /srv/vm.img', 'attach /dev/vdb --name data'],
   })
-    .option('-d, --device <path...>', 'files or devices, instead of PATH; those that are attached already are no failure')
+    .option(
+      '-d, --device <path...>',
+      'files or devices, instead of PATH; those that are attached already are no failure',
+    )
     .option('--name <name>', "the disk's name (default: the file's, without extension)")
     .option('--read-only', 'refuse writes')
     .option('--direct', 'past the page cache (O_DIRECT)')
@@ -79,7 +82,11 @@ async function attach(path: string | undefined, options: AttachOptions): Promise
 async function attachDevices(client: Client, options: AttachOptions): Promise<void> {
   const results: Array<{ device: string; already: boolean }> = [];
   for (const device of devicesOf(options, 'attach')) {
-    const { already } = await ensureAttached(client, device, { name: options.name, readOnly: options.readOnly, direct: options.direct });
+    const { already } = await ensureAttached(client, device, {
+      name: options.name,
+      readOnly: options.readOnly,
+      direct: options.direct,
+    });
     results.push({ device, already });
     if (!options.json) printLine(already ? 'Already was attached' : 'Attached successfully');
   }
@@ -91,7 +98,10 @@ function devicesOf({ device }: { readonly device?: readonly string[] }, verb: st
   throw new BlksnapError('EINVAL', `Cannot ${verb}: name a disk, or several with --device`);
 }
 
-async function detach(name: string | undefined, options: CommonOptions & { readonly device?: readonly string[] }): Promise<void> {
+async function detach(
+  name: string | undefined,
+  options: CommonOptions & { readonly device?: readonly string[] },
+): Promise<void> {
   const client = await connect(options);
   const names = name === undefined ? [] : [name];
   if (name === undefined) {
@@ -167,14 +177,18 @@ function statusFields(state: StatusView): Array<[string, string]> {
 function copyFields(copies: StatusView['copies']): Array<[string, string]> {
   const { copiedChunks, zeroChunks, holeChunks, storedBytes, heldWrites, memoryWaits } = copies;
   return [
-    ['copied chunks', `${copiedChunks} (${formatSize(storedBytes)}), spared ${zeroChunks} of zeros, ${holeChunks} in holes`],
+    [
+      'copied chunks',
+      `${copiedChunks} (${formatSize(storedBytes)}), spared ${zeroChunks} of zeros, ${holeChunks} in holes`,
+    ],
     ['held writes', `${heldWrites}, of them for memory ${memoryWaits}`],
   ];
 }
 
 function parameterFields(parameters: StatusView['parameters']): Array<[string, string]> {
   const { trackingBlockMinShift, trackingBlockMaxShift, trackingBlockMaxCount } = parameters;
-  const { arenaBytes, copyMemoryBytes, cowTimeoutMs, storagePortionBytes, maxSnapshots, maxSnapshotsPerDisk } = parameters;
+  const { arenaBytes, copyMemoryBytes, cowTimeoutMs, storagePortionBytes, maxSnapshots, maxSnapshotsPerDisk } =
+    parameters;
   const sizes = `${formatSize(2 ** trackingBlockMinShift)} to ${formatSize(2 ** trackingBlockMaxShift)}`;
   const copies = `${formatSize(copyMemoryBytes)} for copies, waited for up to ${formatSeconds(cowTimeoutMs / 1000)}`;
   return [

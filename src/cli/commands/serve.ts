@@ -50,7 +50,9 @@ export function addServeCommand(program: Command): void {
     .option('--listen <address>', 'listen on host:port')
     .option('--read-only', 'refuse writes')
     .option('--direct', 'past the page cache (O_DIRECT)')
-    .addOption(new Option('--io <driver>', 'the I/O driver (default: the best that works)').choices(['uring', 'portable']))
+    .addOption(
+      new Option('--io <driver>', 'the I/O driver (default: the best that works)').choices(['uring', 'portable']),
+    )
     .option('--name <name>', "the export's name; a client that names none gets it too", '')
     .action(serve);
 }
@@ -111,7 +113,9 @@ function placeOf({ stdio, socket, listen }: ServeOptions): Place {
 function activationFds(): number[] {
   const { LISTEN_PID, LISTEN_FDS } = process.env;
   const count = Number(LISTEN_PID) === process.pid ? Number(LISTEN_FDS) : 0;
-  return Number.isInteger(count) && count > 0 ? Array.from({ length: count }, (_, index) => FIRST_LISTEN_FD + index) : [];
+  return Number.isInteger(count) && count > 0
+    ? Array.from({ length: count }, (_, index) => FIRST_LISTEN_FD + index)
+    : [];
 }
 
 /** Resolves when no client can come any more: only standard input has an end. */
