@@ -54,6 +54,10 @@ const COOPERATIVE_WAITS_MS = { first: 1, longest: 32 };
 const YIELD_EVERY_MS = 50;
 const COOPERATIVE_YIELD_MS = 2;
 
+/** Sleeps shorter than this are worth avoiding, once there were so many of them in a row. */
+const SPIN_MS = 0.1;
+const SHORT_SLEEPS = 4;
+
 /** Runs what promises have queued. Node's own, undocumented, but there since version 0.x; without it
  *  the loop returns to the event loop after every turn. */
 const runMicrotasks = (process as unknown as { _tickCallback?: () => void })._tickCallback;
@@ -88,6 +92,7 @@ export class UringReactor implements Reactor, StreamHost {
   #spareDone: Completion[] = [];
   #spareResults: number[] = [];
   readonly #inline = new InlineGuard();
+  #shortSleeps = 0;
   /** How long a cooperative loop sleeps. */
   #patienceMs = COOPERATIVE_WAITS_MS.first;
   #streams = 0;
@@ -376,7 +381,8 @@ export class UringReactor implements Reactor, StreamHost {
   #turn(): void {
     const ring = this.#ring;
     const hasDone = this.#done.length > 0;
-    ring.enter(hasDone ? 0 : 1, hasDone ? -1 : this.#waitMs());
+    if (hasDone) ring.enter(0, -1);
+    else this.#sleep();
     this.#gathered = 0;
     this.#now = performance.now();
     const reaped = ring.reap(this.#sink);
@@ -386,6 +392,23 @@ export class UringReactor implements Reactor, StreamHost {
     this.#endDone();
     for (const hook of this.#hooks) hook();
     if (runMicrotasks !== undefined) runMicrotasks();
+  }
+
+  /** Submits, and waits for a completion. After several short sleeps in a row the next completion is
+   *  looked for without sleeping, for a moment: falling asleep and waking up would take longer. */
+  #sleep(): void {
+    const ring = this.#ring;
+    const began = performance.now();
+    if (this.#shortSleeps >= SHORT_SLEEPS) {
+      do {
+        ring.enter(0, -1);
+        if (ring.ready()) return;
+      } while (performance.now() - began < SPIN_MS);
+      this.#shortSleeps = 0;
+    }
+    ring.enter(1, this.#waitMs());
+    if (performance.now() - began < SPIN_MS) this.#shortSleeps++;
+    else this.#shortSleeps = 0;
   }
 
   /** Runs the completions of what was done at once so far; what they do at once waits for the next

@@ -169,6 +169,11 @@ export class Ring {
     }
   }
 
+  /** Whether completions are there. */
+  ready(): boolean {
+    return this.#u32[this.#cqHead] !== Atomics.load(this.#u32, this.#cqTail);
+  }
+
   /** Hands every completion that is there to `sink`; returns how many. */
   reap(sink: (userData: number, result: number) => void): number {
     const u32 = this.#u32;
