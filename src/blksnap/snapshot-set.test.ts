@@ -202,3 +202,43 @@ test('a copy that cannot be stored costs the image, not the write', async () => 
   fs.closeSync(readOnly);
   await core.close();
 });
+
+/** A disk that is pulled out: everything ends with ENODEV from then on. */
+class PulledOut extends BlockFilter {
+  readonly name = 'pulledOut';
+  readonly altitude = 1;
+  gone = false;
+
+  submit(bio: Bio): void {
+    if (this.gone) bio.end(ERRNO.ENODEV);
+    else this.below.submit(bio);
+  }
+
+  override async attach(): Promise<void> {}
+  override async detach(): Promise<void> {}
+  override async ctl(): Promise<unknown> {
+    return null;
+  }
+}
+
+test('a disk that is pulled out loses its image; the others of the snapshot go on', async () => {
+  const core = await Core.open();
+  const a = await core.disk('a', MIB);
+  const b = await core.disk('b', MIB);
+  const plug = new PulledOut();
+  await a.disk.attachFilter(plug);
+  const snapshot = await core.set.create([a.tracker, b.tracker], MEMORY);
+  expect(await core.write(a.disk, 0, 4096, 1)).toBe(0);
+  plug.gone = true;
+  fs.rmSync(a.file);
+  // What was saved can still be read; what was not is gone, and says so.
+  expect((await core.read(snapshot.image('a')!, 0, 4096)).status).toBe(0);
+  expect((await core.read(snapshot.image('a')!, 8192, 4096)).status).toBe(ERRNO.ENODEV);
+  expect(await core.write(a.disk, 8192, 4096, 2)).toBe(ERRNO.ENODEV);
+  expect(snapshot.image('a')!.corrupted).toBe(ERRNO.ENODEV);
+  expect((await core.read(snapshot.image('a')!, 0, 4096)).status).toBe(ERRNO.EIO);
+  expect(core.events).toMatchObject([{ code: 'corrupted', disk: 'a', error: 'ENODEV' }]);
+  expect(await core.write(b.disk, 0, MIB, 3)).toBe(0);
+  expect((await core.read(snapshot.image('b')!, 0, MIB)).data.equals(Buffer.alloc(MIB, 'b '))).toBe(true);
+  await core.close();
+});

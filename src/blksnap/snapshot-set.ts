@@ -4,7 +4,6 @@
  *  so that all images show one instant. An error anywhere leaves nothing behind. */
 
 import crypto from 'node:crypto';
-import fs from 'node:fs';
 import { BlksnapError, codeOfErrno } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
 import { completed } from '../io/reactor.ts';
@@ -18,7 +17,8 @@ import { SnapshotImage } from './image.ts';
 import { DEFAULT_PARAMETERS } from './parameters.ts';
 import type { Parameters } from './parameters.ts';
 import { Snapshot } from './snapshot.ts';
-import { MEMORY_STORAGE } from './storage-place.ts';
+import type { Origin } from './origin-guard.ts';
+import { refuseOwnStorage } from './origin-guard.ts';
 import type { Tracker } from './tracker.ts';
 
 export interface SnapshotSetOptions {
@@ -84,7 +84,7 @@ export class SnapshotSet {
     const areas = new Set<DiffArea>();
     this.#storages.set(opened, areas);
     try {
-      refuseOwnStorage(trackers, opened.pieces[0]!);
+      refuseOwnStorage(originsOf(trackers), opened.pieces[0]!);
       // All memory is taken before anything is frozen.
       const planned = trackers.map((tracker) => ({
         tracker,
@@ -113,7 +113,9 @@ export class SnapshotSet {
     const { images, storage: opened } = this.get(id);
     const { storagePortionBytes: portionBytes } = this.#parameters;
     const trackers = images.map(({ tracker }) => tracker);
-    await opened.addPlace({ portionBytes, ...storage }, (fd) => refuseOwnStorage(trackers, { path: storage.path, fd }));
+    await opened.addPlace({ portionBytes, ...storage }, (fd) =>
+      refuseOwnStorage(originsOf(trackers), { path: storage.path, fd }),
+    );
   }
 
   /** Lets a held snapshot keep `limitBytes` in all. Errors: ESRCH; EINVAL when that is not more than before. */
@@ -190,6 +192,10 @@ export class SnapshotSet {
   }
 }
 
+function originsOf(trackers: readonly Tracker[]): Origin[] {
+  return trackers.map(({ disk, originPath }) => ({ name: disk.name, path: originPath }));
+}
+
 function checkOrigins(trackers: readonly Tracker[]): void {
   if (trackers.length === 0) throw new BlksnapError('EINVAL', 'Cannot take a snapshot of no disk: name at least one');
   const seen = new Set<Tracker>();
@@ -201,26 +207,6 @@ function checkOrigins(trackers: readonly Tracker[]): void {
       );
     }
     seen.add(tracker);
-  }
-}
-
-/** Storage on an origin of its own snapshot would have to copy what it writes, for ever. */
-function refuseOwnStorage(trackers: readonly Tracker[], storage: { readonly path: string; readonly fd: number }): void {
-  if (storage.path === MEMORY_STORAGE) return;
-  const place = fs.fstatSync(storage.fd);
-  for (const tracker of trackers) {
-    const path = tracker.originPath;
-    if (path === null) continue;
-    const origin = fs.statSync(path);
-    const same = origin.isBlockDevice()
-      ? place.dev === origin.rdev || place.rdev === origin.rdev
-      : place.dev === origin.dev && place.ino === origin.ino;
-    if (same) {
-      throw new BlksnapError(
-        'EINVAL',
-        `Cannot use "${storage.path}" as diff storage: it lies on disk "${tracker.disk.name}", which the snapshot is taken of; name another place`,
-      );
-    }
   }
 }
 

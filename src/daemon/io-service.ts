@@ -10,6 +10,7 @@ import { openPoint } from '../backup/open-point.ts';
 import type { SnapshotEvent } from '../blksnap/events.ts';
 import type { Snapshot } from '../blksnap/snapshot.ts';
 import { SnapshotSet } from '../blksnap/snapshot-set.ts';
+import { refuseSharedOrigin } from '../blksnap/origin-guard.ts';
 import type { Parameters } from '../blksnap/parameters.ts';
 import { Tracker } from '../blksnap/tracker.ts';
 import { BioPool } from '../block/bio.ts';
@@ -98,6 +99,8 @@ export class IoService {
 
   async #attach(args: IoCalls['attach']['args']): Promise<DiskInfo> {
     const { path: file, readOnly, direct } = args;
+    const attached = [...this.#served.values()].map(({ disk, tracker }) => ({ name: disk.name, path: tracker.originPath }));
+    refuseSharedOrigin(file, attached);
     const device = await openDevice(file, { reactor: this.#reactor, readOnly, direct });
     return await this.#serve(args.name, device, {
       cbtPath: args.cbtPath,

@@ -1,0 +1,119 @@
+/** What a path rests on: the file or device itself, the device of the filesystem that it lies on, the file
+ *  behind a loop device, the disk of a partition, the devices under a device-mapper or md device, and so on down.
+ *
+ *  Linux alone knows (/sys, /proc/self/mountinfo); elsewhere, and where a layer does not tell, the way ends early. */
+
+import fs from 'node:fs';
+
+/** `file DEV:INODE` or `device MAJOR:MINOR`. Two paths with a thing in common write to the same place. */
+export type Thing = string;
+
+export interface Underlying {
+  readonly own: Thing;
+  /** Own, and everything below it. */
+  readonly all: ReadonlySet<Thing>;
+}
+
+export function underlyingPath(path: string): Underlying {
+  return underlying(fs.statSync(path), path);
+}
+
+/** Of an open file; an unnamed one has no path of its own. */
+export function underlyingFd(fd: number, path: string): Underlying {
+  return underlying(fs.fstatSync(fd), path);
+}
+
+function underlying(stat: fs.Stats, path: string): Underlying {
+  const all = new Set<Thing>();
+  addStat(all, stat, path);
+  return { own: [...all][0]!, all };
+}
+
+function addStat(all: Set<Thing>, stat: fs.Stats, path: string): void {
+  if (stat.isBlockDevice()) {
+    addDevice(all, numberOf(stat.rdev));
+    return;
+  }
+  const thing = `file ${numberOf(stat.dev)}:${stat.ino}`;
+  if (all.has(thing)) return;
+  all.add(thing);
+  if (fs.existsSync(sysfs(numberOf(stat.dev)))) addDevice(all, numberOf(stat.dev));
+  else addMountSource(all, path);
+}
+
+function addDevice(all: Set<Thing>, number: string): void {
+  const thing = `device ${number}`;
+  if (all.has(thing)) return;
+  all.add(thing);
+  const directory = sysfs(number);
+  const backing = read(`${directory}/loop/backing_file`);
+  if (backing !== null) addPath(all, backing);
+  // A partition lies in the directory of its disk.
+  const disk = fs.existsSync(`${directory}/partition`) ? read(`${directory}/../dev`) : null;
+  if (disk !== null) addDevice(all, disk);
+  for (const slave of list(`${directory}/slaves`)) {
+    const below = read(`${directory}/slaves/${slave}/dev`);
+    if (below !== null) addDevice(all, below);
+  }
+}
+
+function addPath(all: Set<Thing>, path: string): void {
+  const stat = fs.statSync(path, { throwIfNoEntry: false });
+  if (stat !== undefined) addStat(all, stat, path);
+}
+
+/** Filesystems with device numbers of their own (btrfs, say): the source of the mount tells. */
+function addMountSource(all: Set<Thing>, path: string): void {
+  let best = { point: '', source: '' };
+  const real = fs.existsSync(path) ? fs.realpathSync(path) : path;
+  for (const line of (read('/proc/self/mountinfo') ?? '').split('\n')) {
+    const [before, after] = line.split(' - ');
+    const point = unescaped(before?.split(' ')[4] ?? '');
+    const source = unescaped(after?.split(' ')[1] ?? '');
+    const inside = real === point || real.startsWith(point.endsWith('/') ? point : `${point}/`);
+    if (point !== '' && inside && point.length >= best.point.length) best = { point, source };
+  }
+  if (best.source.startsWith('/')) addPath(all, best.source);
+}
+
+/** Writable loop devices over a file, by name: what is written through them passes everybody else by. */
+export function loopsOver(path: string): string[] {
+  const wanted = fs.statSync(path, { throwIfNoEntry: false });
+  if (wanted === undefined) return [];
+  return list('/sys/block').filter((name) => {
+    const backing = name.startsWith('loop') ? read(`/sys/block/${name}/loop/backing_file`) : null;
+    const stat = backing === null ? undefined : fs.statSync(backing, { throwIfNoEntry: false });
+    const same = stat !== undefined && stat.dev === wanted.dev && stat.ino === wanted.ino;
+    return same && read(`/sys/block/${name}/ro`) !== '1';
+  });
+}
+
+function sysfs(number: string): string {
+  return `/sys/dev/block/${number}`;
+}
+
+/** The `major:minor` of a dev_t as userspace has it: 12 bits of major from bit 8, 20 of minor around them. */
+function numberOf(device: number): string {
+  return `${Math.floor(device / 256) % 4096}:${(device % 256) + Math.floor(device / 2 ** 20) * 256}`;
+}
+
+/** Spaces and the like stand as octal numbers in mountinfo. */
+function unescaped(text: string): string {
+  return text.replace(/\\(\d{3})/g, (_all, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+}
+
+function read(path: string): string | null {
+  try {
+    return fs.readFileSync(path, 'utf8').trim();
+  } catch {
+    return null;
+  }
+}
+
+function list(directory: string): string[] {
+  try {
+    return fs.readdirSync(directory);
+  } catch {
+    return [];
+  }
+}
