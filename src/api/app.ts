@@ -45,7 +45,7 @@ export function createApp(context: ApiContext): OpenAPIHono {
 }
 
 /** The OpenAPI 3.1 document of an application's routes. */
-export function openApiDocument(app: OpenAPIHono): object {
+function openApiDocument(app: OpenAPIHono): object {
   return app.getOpenAPI31Document({
     openapi: '3.1.0',
     info: {

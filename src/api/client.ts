@@ -9,7 +9,15 @@
 import http from 'node:http';
 import type { z } from '@hono/zod-openapi';
 import { daemonPaths } from '../daemon/paths.ts';
-import type { CbtView, DiskView, EventView, FilterView, PreparedView, SnapshotView, StatusView } from '../daemon/views.ts';
+import type {
+  CbtView,
+  DiskView,
+  EventView,
+  FilterView,
+  PreparedView,
+  SnapshotView,
+  StatusView,
+} from '../daemon/views.ts';
 import { BlksnapError, ERRNO, toBlksnapError } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
 import type {
@@ -86,15 +94,25 @@ export class Client {
 
   /** Puts a filter on a disk, while it is used. `options` are the filter's own: anything that JSON holds. */
   attachFilter(disk: string, filter: string, options?: unknown): Promise<DiskView> {
-    return this.#json({ method: 'POST', path: `/v1/disks/${encodeURIComponent(disk)}/filters`, body: { filter, options } });
+    return this.#json({
+      method: 'POST',
+      path: `/v1/disks/${encodeURIComponent(disk)}/filters`,
+      body: { filter, options },
+    });
   }
 
   async detachFilter(disk: string, filter: string): Promise<void> {
-    await this.#bytes({ method: 'DELETE', path: `/v1/disks/${encodeURIComponent(disk)}/filters/${encodeURIComponent(filter)}` });
+    await this.#bytes({
+      method: 'DELETE',
+      path: `/v1/disks/${encodeURIComponent(disk)}/filters/${encodeURIComponent(filter)}`,
+    });
   }
 
   /** A command of the filter's own. */
-  async filterCtl(disk: string, ctl: { readonly filter: string; readonly command: string; readonly payload?: unknown }): Promise<unknown> {
+  async filterCtl(
+    disk: string,
+    ctl: { readonly filter: string; readonly command: string; readonly payload?: unknown },
+  ): Promise<unknown> {
     const { filter, ...body } = ctl;
     const path = `/v1/disks/${encodeURIComponent(disk)}/filters/${encodeURIComponent(filter)}/ctl`;
     return (await this.#json<{ result: unknown }>({ method: 'POST', path, body })).result;

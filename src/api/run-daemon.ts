@@ -74,7 +74,7 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
 async function attachMissing(daemon: Daemon, disks: readonly string[]): Promise<void> {
   for (const path of disks) {
     try {
-      await daemon.attach({ path });
+      await daemon.disks.attach({ path });
     } catch (cause) {
       if ((cause as BlksnapError).code !== 'EALREADY') throw cause;
     }

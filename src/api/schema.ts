@@ -123,9 +123,7 @@ export const diskView = shape<DiskView>()(
     .openapi('Disk'),
 );
 
-const filterView = shape<FilterView>()(
-  z.object({ name: z.string(), disks: z.array(z.string()) }).openapi('Filter'),
-);
+const filterView = shape<FilterView>()(z.object({ name: z.string(), disks: z.array(z.string()) }).openapi('Filter'));
 export const filtersView = z.object({ filters: z.array(filterView) });
 
 const imageView = shape<ImageView>()(

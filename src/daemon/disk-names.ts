@@ -11,7 +11,8 @@ export function realPath(given: string): string {
     return fs.realpathSync(given);
   } catch (cause) {
     const { code } = toBlksnapError(cause);
-    if (code === 'ENOENT') throw new BlksnapError('ENOENT', `Cannot open "${given}": there is no such file or directory`);
+    if (code === 'ENOENT')
+      throw new BlksnapError('ENOENT', `Cannot open "${given}": there is no such file or directory`);
     throw toBlksnapError(cause, `Cannot open "${given}"`);
   }
 }

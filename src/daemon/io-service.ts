@@ -99,7 +99,10 @@ export class IoService {
 
   async #attach(args: IoCalls['attach']['args']): Promise<DiskInfo> {
     const { path: file, readOnly, direct } = args;
-    const attached = [...this.#served.values()].map(({ disk, tracker }) => ({ name: disk.name, path: tracker.originPath }));
+    const attached = [...this.#served.values()].map(({ disk, tracker }) => ({
+      name: disk.name,
+      path: tracker.originPath,
+    }));
     refuseSharedOrigin(file, attached);
     const device = await openDevice(file, { reactor: this.#reactor, readOnly, direct });
     return await this.#serve(args.name, device, {

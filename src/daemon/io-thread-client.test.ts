@@ -33,7 +33,14 @@ describe.each(['uring', 'portable'] as const)('the I/O thread on the %s driver',
     return { io, events, deaths };
   }
 
-  const attachment = (name: string) => ({ name, path: image, readOnly: false, direct: false, cbtPath: null, filters: [] });
+  const attachment = (name: string) => ({
+    name,
+    path: image,
+    readOnly: false,
+    direct: false,
+    cbtPath: null,
+    filters: [],
+  });
 
   it('answers calls, passes errors on, and ends when asked to', async () => {
     const { io, deaths } = await start();

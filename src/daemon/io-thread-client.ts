@@ -66,7 +66,7 @@ export class IoThread {
     const result = new Promise<unknown>((resolve, reject) => this.#pending.set(id, { resolve, reject }));
     this.#worker.postMessage({ id, name, args } satisfies Call);
     if (this.ready.wakeFd >= 0) fs.writeSync(this.ready.wakeFd, ONE);
-    return result as Promise<IoCalls[Name]['result']>;
+    return result;
   }
 
   /** Ends I/O in flight, closes every disk, and waits for the thread's end. Safe to call twice. */

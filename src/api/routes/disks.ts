@@ -81,30 +81,30 @@ const markDirty = createRoute({
 });
 
 export function addDiskRoutes(app: OpenAPIHono, { daemon }: ApiContext): void {
-  app.openapi(listDisks, async (c) => c.json({ disks: await daemon.disks() }, 200));
-  app.openapi(attach, async (c) => c.json(await daemon.attach(c.req.valid('json')), 201));
-  app.openapi(getDisk, async (c) => c.json(await daemon.disk(c.req.valid('param').name), 200));
+  app.openapi(listDisks, async (c) => c.json({ disks: await daemon.disks.list() }, 200));
+  app.openapi(attach, async (c) => c.json(await daemon.disks.attach(c.req.valid('json')), 201));
+  app.openapi(getDisk, async (c) => c.json(await daemon.disks.get(c.req.valid('param').name), 200));
   app.openapi(detach, async (c) => {
-    await daemon.detach(c.req.valid('param').name);
+    await daemon.disks.detach(c.req.valid('param').name);
     return c.body(null, 204);
   });
-  app.openapi(mount, async (c) => c.json(await daemon.mount(c.req.valid('json')), 201));
+  app.openapi(mount, async (c) => c.json(await daemon.disks.mount(c.req.valid('json')), 201));
   app.openapi(getCbt, async (c) => {
-    const { name, cbt, failure } = await daemon.disk(c.req.valid('param').name);
+    const { name, cbt, failure } = await daemon.disks.get(c.req.valid('param').name);
     if (cbt === null)
       throw new BlksnapError('ENODEV', `Disk "${name}" is not served: ${failure?.message ?? 'unknown'}`);
     return c.json(cbt, 200);
   });
   app.openapi(getMap, async (c) => {
     const { offset, length } = c.req.valid('query');
-    const map = await daemon.cbtMap(c.req.valid('param').name, {
+    const map = await daemon.disks.cbtMap(c.req.valid('param').name, {
       offset,
       length: length ?? Number.MAX_SAFE_INTEGER - offset,
     });
     return c.body(map.slice().buffer, 200, { 'content-type': 'application/octet-stream' });
   });
   app.openapi(markDirty, async (c) => {
-    await daemon.markDirty(c.req.valid('param').name, c.req.valid('json').ranges);
+    await daemon.disks.markDirty(c.req.valid('param').name, c.req.valid('json').ranges);
     return c.body(null, 204);
   });
 }

@@ -43,16 +43,16 @@ export function addEventRoute(app: OpenAPIHono, { daemon, ending }: ApiContext):
   app.openapi(next, async (c) => {
     const { timeoutMs } = c.req.valid('query');
     const signal = AbortSignal.any([ending, c.req.raw.signal]);
-    return c.json({ event: await daemon.nextEvent(c.req.valid('param').id, { timeoutMs, signal }) }, 200);
+    return c.json({ event: await daemon.snapshots.nextEvent(c.req.valid('param').id, { timeoutMs, signal }) }, 200);
   });
   app.openapi(events, async (c) => {
     const { id } = c.req.valid('param');
     const { after, timeoutMs } = c.req.valid('query');
     const signal = AbortSignal.any([ending, c.req.raw.signal]);
     if (c.req.header('accept')?.includes('text/event-stream') !== true) {
-      return c.json({ events: await daemon.waitEvents(id, { after, timeoutMs, signal }) }, 200);
+      return c.json({ events: await daemon.snapshots.waitEvents(id, { after, timeoutMs, signal }) }, 200);
     }
-    await daemon.snapshot(id);
+    await daemon.snapshots.get(id);
     const last = Number.parseInt(c.req.header('last-event-id') ?? '', 10);
     return streamSSE(c, (stream) => follow(daemon, stream, { id, after: Number.isNaN(last) ? after : last, signal }));
   });
@@ -68,7 +68,7 @@ async function follow(
   while (!from.signal.aborted && !stream.aborted && !stream.closed) {
     await stream.write(': waiting\n\n');
     try {
-      for (const event of await daemon.waitEvents(from.id, {
+      for (const event of await daemon.snapshots.waitEvents(from.id, {
         after,
         timeoutMs: MAX_WAIT_MS / 4,
         signal: from.signal,

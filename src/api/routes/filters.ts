@@ -38,22 +38,22 @@ const ctl = createRoute({
 });
 
 export function addFilterRoutes(app: OpenAPIHono, { daemon }: ApiContext): void {
-  app.openapi(list, async (c) => c.json({ filters: await daemon.filters() }, 200));
+  app.openapi(list, async (c) => c.json({ filters: await daemon.disks.filters() }, 200));
   app.openapi(attach, async (c) => {
     const { filter, options } = c.req.valid('json');
     return c.json(
-      await daemon.attachFilter(c.req.valid('param').name, { name: filter, options: options ?? null }),
+      await daemon.disks.attachFilter(c.req.valid('param').name, { name: filter, options: options ?? null }),
       201,
     );
   });
   app.openapi(detach, async (c) => {
     const { name, filter } = c.req.valid('param');
-    await daemon.detachFilter(name, filter);
+    await daemon.disks.detachFilter(name, filter);
     return c.body(null, 204);
   });
   app.openapi(ctl, async (c) => {
     const { name, filter } = c.req.valid('param');
     const { command, payload } = c.req.valid('json');
-    return c.json({ result: await daemon.filterCtl(name, filter, { command, payload: payload ?? null }) }, 200);
+    return c.json({ result: await daemon.disks.filterCtl(name, filter, { command, payload: payload ?? null }) }, 200);
   });
 }

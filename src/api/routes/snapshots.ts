@@ -46,14 +46,14 @@ const destroy = createRoute({
 });
 
 export function addSnapshotRoutes(app: OpenAPIHono, { daemon }: ApiContext): void {
-  app.openapi(create, async (c) => c.json(await daemon.createSnapshot(c.req.valid('json')), 201));
-  app.openapi(list, async (c) => c.json({ snapshots: await daemon.snapshots() }, 200));
-  app.openapi(get, async (c) => c.json(await daemon.snapshot(c.req.valid('param').id), 200));
+  app.openapi(create, async (c) => c.json(await daemon.snapshots.create(c.req.valid('json')), 201));
+  app.openapi(list, async (c) => c.json({ snapshots: await daemon.snapshots.list() }, 200));
+  app.openapi(get, async (c) => c.json(await daemon.snapshots.get(c.req.valid('param').id), 200));
   app.openapi(append, async (c) =>
-    c.json(await daemon.appendStorage(c.req.valid('param').id, c.req.valid('json')), 200),
+    c.json(await daemon.snapshots.appendStorage(c.req.valid('param').id, c.req.valid('json')), 200),
   );
   app.openapi(destroy, async (c) => {
-    await daemon.destroySnapshot(c.req.valid('param').id);
+    await daemon.snapshots.destroy(c.req.valid('param').id);
     return c.body(null, 204);
   });
 }

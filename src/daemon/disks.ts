@@ -1,0 +1,274 @@
+/** The disks of a daemon: which are served, which should be and are not, what is remembered of them. Operations on
+ *  one disk follow one another; operations on others run beside them. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import type { ByteRange } from '../backup/ranges.ts';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+import { checkName, defaultName, realPath } from './disk-names.ts';
+import type { Host } from './host.ts';
+import type { AttachedFilter, DiskInfo } from './io-protocol.ts';
+import type { AttachRequest, MountRequest } from './requests.ts';
+import { saveState } from './state.ts';
+import type { DiskState } from './state.ts';
+import type { DiskView, FilterView } from './views.ts';
+
+/** A disk that is to be served, and why it is not, where it is not. */
+type Entry =
+  | { readonly kind: 'disk'; state: DiskState; failure: BlksnapError | null }
+  | { readonly kind: 'mount'; readonly directory: string; readonly point: string };
+
+export class Disks {
+  readonly #host: Host;
+  readonly #entries = new Map<string, Entry>();
+
+  constructor(host: Host) {
+    this.#host = host;
+  }
+
+  get size(): number {
+    return this.#entries.size;
+  }
+
+  /** How many should be served and are not. */
+  get failed(): number {
+    return [...this.#entries.values()].filter((entry) => entry.kind === 'disk' && entry.failure !== null).length;
+  }
+
+  /** Attaches a disk that is remembered. Where that fails, `list` tells why. */
+  async restore(state: DiskState): Promise<void> {
+    const entry: Entry = { kind: 'disk', state, failure: null };
+    this.#entries.set(state.name, entry);
+    try {
+      const { cbt } = await this.#open(state);
+      this.#host.log.info({ disk: state.name, path: state.path, history: cbt.reason || 'goes on' }, 'attached again');
+    } catch (cause) {
+      entry.failure = toBlksnapError(cause);
+      this.#host.log.error(
+        { disk: state.name, path: state.path, error: entry.failure.message },
+        'cannot be attached again',
+      );
+    }
+  }
+
+  /** Errors: ENOENT when there is no disk of that name. */
+  check(name: string): void {
+    this.#entry(name);
+  }
+
+  /** Every disk, by name. */
+  async list(): Promise<DiskView[]> {
+    const infos = new Map((await this.#host.io.call('disks', {})).map((info) => [info.name, info]));
+    const views = [...this.#entries].map(([name, entry]) => this.#view(name, entry, infos.get(name)));
+    return views.sort((a, b) => (a.name < b.name ? -1 : 1));
+  }
+
+  /** Errors: ENOENT. */
+  async get(name: string): Promise<DiskView> {
+    this.#entry(name);
+    const view = (await this.list()).find((candidate) => candidate.name === name);
+    if (view === undefined) throw this.#noDisk(name);
+    return view;
+  }
+
+  /** Serves a file or device under a name. Errors: ENOENT, EISDIR, …: what the path fails with; EALREADY
+   *  when it is served; EEXIST when the name is taken; EBUSY when somebody else uses it. */
+  async attach(request: AttachRequest): Promise<DiskView> {
+    const real = realPath(request.path);
+    const name = request.name ?? defaultName(real);
+    checkName(name, 'give one with --name');
+    const state = {
+      name,
+      path: real,
+      readOnly: request.readOnly ?? false,
+      direct: request.direct ?? false,
+      filters: this.#rememberedFilters(name, real),
+    };
+    return await this.#host.serial.run([`disk ${name}`, `path ${real}`], async () => {
+      this.#checkFree(name, real);
+      const info = await this.#open(state);
+      const entry: Entry = { kind: 'disk', state, failure: null };
+      this.#entries.set(name, entry);
+      try {
+        this.#save();
+      } catch (cause) {
+        this.#entries.delete(name);
+        await this.#host.io.call('detach', { name });
+        throw cause;
+      }
+      this.#host.log.info({ disk: name, path: real }, 'attached');
+      return this.#view(name, entry, info);
+    });
+  }
+
+  /** Serves a restore point as a writable disk. What is written to it goes when it is detached or the daemon ends. */
+  async mount(request: MountRequest): Promise<DiskView> {
+    const directory = realPath(request.directory);
+    const name = request.name ?? `${request.disk}-mount`;
+    checkName(name, 'give another');
+    return await this.#host.serial.run([`disk ${name}`], async () => {
+      this.#checkFree(name, null);
+      const { disk, point = null } = request;
+      const overlayDirectory = this.#host.paths.state;
+      const info = await this.#host.io.call('mount', { name, directory, disk, point, overlayDirectory });
+      const entry: Entry = { kind: 'mount', directory, point: info.point };
+      this.#entries.set(name, entry);
+      this.#host.log.info({ disk: name, directory, point: info.point }, 'mounted');
+      return this.#view(name, entry, info);
+    });
+  }
+
+  /** Ends serving a disk and forgets its change history. Errors: ENOENT; EBUSY while a snapshot of it is held. */
+  async detach(name: string): Promise<void> {
+    await this.#host.serial.run([`disk ${name}`], async () => {
+      const entry = this.#entry(name);
+      const served = entry.kind === 'mount' || entry.failure === null;
+      if (served) await this.#host.io.call('detach', { name });
+      this.#entries.delete(name);
+      if (entry.kind === 'disk') {
+        this.#save();
+        fs.rmSync(this.#cbtPath(name), { force: true });
+      }
+      this.#host.log.info({ disk: name }, 'detached');
+    });
+  }
+
+  // --- filters --------------------------------------------------------------------------------
+
+  async filters(): Promise<FilterView[]> {
+    return await this.#host.io.call('filters', {});
+  }
+
+  /** Puts a filter on a disk; it is attached again at every start. Errors: ENOENT for an unknown disk or kind; EALREADY. */
+  async attachFilter(name: string, filter: AttachedFilter): Promise<DiskView> {
+    return await this.#host.serial.run([`disk ${name}`], async () => {
+      const entry = this.#entry(name);
+      const info = await this.#host.io.call('filterAttach', { disk: name, ...filter });
+      try {
+        this.#remember(entry, (filters) => [...filters, filter as DiskState['filters'][number]]);
+      } catch (cause) {
+        await this.#host.io.call('filterDetach', { disk: name, name: filter.name });
+        throw cause;
+      }
+      this.#host.log.info({ disk: name, filter: filter.name }, 'filter attached');
+      return this.#view(name, entry, info);
+    });
+  }
+
+  /** Of a failed disk it is only forgotten: the way out when its module is gone. Errors: ENOENT; EBUSY. */
+  async detachFilter(name: string, filter: string): Promise<void> {
+    await this.#host.serial.run([`disk ${name}`], async () => {
+      const entry = this.#entry(name);
+      const served = entry.kind === 'mount' || entry.failure === null;
+      if (served) await this.#host.io.call('filterDetach', { disk: name, name: filter });
+      this.#remember(entry, (filters) => filters.filter((one) => one.name !== filter));
+      this.#host.log.info({ disk: name, filter }, 'filter detached');
+    });
+  }
+
+  /** Errors: ENOENT; what the filter fails with. */
+  async filterCtl(
+    name: string,
+    filter: string,
+    ctl: { readonly command: string; readonly payload: unknown },
+  ): Promise<unknown> {
+    this.#entry(name);
+    return await this.#host.io.call('filterCtl', { disk: name, name: filter, ...ctl });
+  }
+
+  // --- change tracking ------------------------------------------------------------------------
+
+  /** Bytes of the change map: one per tracking block. Errors: ENOENT; ENODEV for a failed disk; EINVAL. */
+  async cbtMap(name: string, range: ByteRange): Promise<Uint8Array> {
+    this.#entry(name);
+    return await this.#host.io.call('cbtMap', { name, ...range });
+  }
+
+  async markDirty(name: string, ranges: readonly ByteRange[]): Promise<void> {
+    this.#entry(name);
+    await this.#host.io.call('cbtMarkDirty', { name, ranges });
+  }
+
+  // --- inside ---------------------------------------------------------------------------------
+
+  /** Changes the filters that a disk comes back with. */
+  #remember(entry: Entry, change: (filters: DiskState['filters']) => DiskState['filters']): void {
+    if (entry.kind === 'mount') return;
+    const before = entry.state;
+    entry.state = { ...before, filters: change(before.filters) };
+    try {
+      this.#save();
+    } catch (cause) {
+      entry.state = before;
+      throw cause;
+    }
+  }
+
+  /** Another try at a failed disk must not lose its filters. */
+  #rememberedFilters(name: string, real: string): DiskState['filters'] {
+    const entry = this.#entries.get(name);
+    return entry?.kind === 'disk' && entry.state.path === real ? entry.state.filters : [];
+  }
+
+  #open(state: DiskState): Promise<DiskInfo> {
+    return this.#host.io.call('attach', { ...state, cbtPath: this.#cbtPath(state.name) });
+  }
+
+  #cbtPath(name: string): string {
+    return path.join(this.#host.paths.cbt, `${name}.map`);
+  }
+
+  #save(): void {
+    const states = [...this.#entries.values()].flatMap((entry) => (entry.kind === 'disk' ? [entry.state] : []));
+    saveState(this.#host.paths.stateFile, states);
+  }
+
+  /** A failed disk is free for another try at the same path. */
+  #checkFree(name: string, real: string | null): void {
+    for (const [other, entry] of this.#entries) {
+      if (entry.kind !== 'disk' || entry.failure !== null || entry.state.path !== real) continue;
+      throw new BlksnapError('EALREADY', `Cannot attach "${real}": it is attached already, as "${other}"`);
+    }
+    const entry = this.#entries.get(name);
+    if (entry === undefined) return;
+    if (entry.kind === 'disk' && entry.failure !== null && entry.state.path === real) return;
+    const holder = entry.kind === 'disk' ? `"${entry.state.path}"` : 'a mount';
+    throw new BlksnapError('EEXIST', `Cannot use name "${name}": ${holder} has it; give another with --name`);
+  }
+
+  #entry(name: string): Entry {
+    const entry = this.#entries.get(name);
+    if (entry === undefined) throw this.#noDisk(name);
+    return entry;
+  }
+
+  #noDisk(name: string): BlksnapError {
+    const known = [...this.#entries.keys()].sort().join(', ');
+    return new BlksnapError(
+      'ENOENT',
+      `No disk "${name}": ${known === '' ? 'none is attached; attach one with `blksnap attach PATH`' : `there are ${known}`}`,
+    );
+  }
+
+  #view(name: string, entry: Entry, info: DiskInfo | undefined): DiskView {
+    const failure = entry.kind === 'disk' ? entry.failure : null;
+    return {
+      name,
+      kind: entry.kind,
+      path: entry.kind === 'disk' ? entry.state.path : entry.directory,
+      point: entry.kind === 'mount' ? entry.point : null,
+      state: failure === null ? 'attached' : 'failed',
+      failure: failure === null ? null : { code: failure.code, message: failure.message },
+      uri: this.#host.uri(name),
+      size: info?.size ?? 0,
+      logicalBlockSize: info?.logicalBlockSize ?? 0,
+      physicalBlockSize: info?.physicalBlockSize ?? 0,
+      readOnly: info?.readOnly ?? (entry.kind === 'disk' && entry.state.readOnly),
+      direct: entry.kind === 'disk' && entry.state.direct,
+      filters: [...(info?.filters ?? [])],
+      inFlight: info?.inFlight ?? 0,
+      cbt: info?.cbt ?? null,
+      copies: info?.copies ?? null,
+    };
+  }
+}

@@ -1,0 +1,16 @@
+/** What the parts of a daemon have in common. */
+
+import type { IoThread } from './io-thread-client.ts';
+import type { Log } from './log.ts';
+import type { DaemonPaths } from './paths.ts';
+import type { Serial } from './serial.ts';
+
+export interface Host {
+  readonly io: Pick<IoThread, 'call'>;
+  readonly paths: DaemonPaths;
+  readonly log: Log;
+  /** Keys: `disk NAME`, `path PATH`. */
+  readonly serial: Serial;
+  /** The NBD URI of an export. */
+  uri(exportName: string): string;
+}

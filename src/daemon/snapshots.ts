@@ -1,0 +1,194 @@
+/** The snapshots of a daemon: held, and prepared ones that are not taken yet, with their events. A take counts as an
+ *  operation on each of its disks. */
+
+import type { SnapshotEvent } from '../blksnap/events.ts';
+import { BlksnapError } from '../util/errors.ts';
+import type { Disks } from './disks.ts';
+import { EventLog } from './event-log.ts';
+import type { Waiting } from './event-log.ts';
+import { FREEZE_TIMEOUT_MS, takeFrozen } from './freeze-hooks.ts';
+import type { FreezeReport } from './freeze-hooks.ts';
+import type { Host } from './host.ts';
+import type { IoCalls, SnapshotInfo } from './io-protocol.ts';
+import { PreparedSnapshots } from './prepared-snapshots.ts';
+import type { SnapshotRequest } from './requests.ts';
+import type { EventView, ImageView, PreparedView, SnapshotView } from './views.ts';
+
+export class Snapshots {
+  readonly #host: Host;
+  readonly #disks: Disks;
+  readonly #events = new EventLog();
+  readonly #prepared = new PreparedSnapshots();
+  /** How the freeze hooks of held snapshots went. */
+  readonly #freezes = new Map<string, FreezeReport>();
+
+  constructor(host: Host, disks: Disks) {
+    this.#host = host;
+    this.#disks = disks;
+  }
+
+  /** How many are held. */
+  get size(): number {
+    return this.#events.size - this.#prepared.size;
+  }
+
+  /** Takes an event from the I/O thread. */
+  hear(event: SnapshotEvent): void {
+    const { time, limitBytes, ...rest } = event;
+    this.#host.log.warn({ snapshot: event.snapshotId, disk: event.disk, error: event.error }, event.code);
+    this.#events.push({ ...rest, time: new Date(time).toISOString(), limitBytes: finite(limitBytes) });
+  }
+
+  /** Freezes all the disks at one instant. Errors: EINVAL for no disk or the same twice; ENOENT; what the storage fails with. */
+  async create(request: SnapshotRequest, id?: string): Promise<SnapshotView> {
+    const { disks } = request;
+    if (disks.length === 0) throw new BlksnapError('EINVAL', 'Cannot take a snapshot of no disk: name at least one');
+    const twice = disks.find((name, index) => disks.indexOf(name) !== index);
+    if (twice !== undefined)
+      throw new BlksnapError('EINVAL', `Cannot take a snapshot of disk "${twice}" twice: name it once`);
+    for (const name of disks) this.#disks.check(name);
+    const storagePath = request.storage ?? this.#host.paths.state;
+    return await this.#host.serial.run(
+      disks.map((name) => `disk ${name}`),
+      async () => {
+        const limitBytes = request.limitBytes ?? null;
+        const info = await this.#take(request, { id, disks, storagePath, limitBytes });
+        this.#events.open(info.id);
+        this.#host.log.info({ snapshot: info.id, disks, heldMs: info.heldMs }, 'snapshot taken');
+        return this.#snapshotView(info);
+      },
+    );
+  }
+
+  /** The take, between its hooks where it has some. */
+  async #take({ hooks }: SnapshotRequest, args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
+    const take = (): Promise<SnapshotInfo> => this.#host.io.call('createSnapshot', args);
+    if (hooks === undefined) return await take();
+    const { taken, report } = await takeFrozen(
+      { ...hooks, timeoutMs: hooks.timeoutMs ?? FREEZE_TIMEOUT_MS },
+      args.disks,
+      {
+        take,
+        undo: ({ id }) => this.#host.io.call('destroySnapshot', { id }),
+      },
+    );
+    this.#freezes.set(taken.id, report);
+    if (report.thawError !== null) this.#host.log.error({ snapshot: taken.id, error: report.thawError }, 'not thawed');
+    return taken;
+  }
+
+  /** Every held snapshot, oldest first. */
+  async list(): Promise<SnapshotView[]> {
+    const infos = await this.#host.io.call('snapshots', {});
+    return infos.map((info) => this.#snapshotView(info)).sort((a, b) => (a.createdAt < b.createdAt ? -1 : 1));
+  }
+
+  /** Errors: ESRCH. */
+  async get(id: string): Promise<SnapshotView> {
+    const view = (await this.list()).find((candidate) => candidate.id === id);
+    if (view === undefined) throw noSnapshot(id);
+    return view;
+  }
+
+  async destroy(id: string): Promise<void> {
+    const { images } = await this.get(id);
+    await this.#host.serial.run(
+      images.map(({ disk }) => `disk ${disk}`),
+      async () => {
+        await this.#host.io.call('destroySnapshot', { id });
+        this.#events.close(id);
+        this.#freezes.delete(id);
+        this.#host.log.info({ snapshot: id }, 'snapshot destroyed');
+      },
+    );
+  }
+
+  /** Gives a held snapshot more room: another place (with a limit of its own), or a higher limit in all.
+   *  Errors: ESRCH; EINVAL; what the place fails with. */
+  async appendStorage(
+    id: string,
+    request: { readonly storage?: string | undefined; readonly limitBytes?: number | undefined },
+  ): Promise<SnapshotView> {
+    const { storage, limitBytes } = request;
+    if (storage === undefined && limitBytes === undefined) {
+      throw new BlksnapError(
+        'EINVAL',
+        `Cannot give snapshot ${id} more room: name another place, a higher limit, or both`,
+      );
+    }
+    const info = await this.#host.io.call('appendStorage', {
+      id,
+      storagePath: storage ?? null,
+      limitBytes: limitBytes ?? null,
+    });
+    this.#host.log.info({ snapshot: id, storage, limitBytes: info.limitBytes }, 'storage appended');
+    return this.#snapshotView(info);
+  }
+
+  /** Gives out the id of a snapshot that `takePrepared` will take. Errors: EINVAL for a disk twice; ENOENT. */
+  prepare(request: SnapshotRequest): PreparedView {
+    for (const name of request.disks) this.#disks.check(name);
+    const { disks, storage, limitBytes } = request;
+    const storagePath = storage ?? this.#host.paths.state;
+    const prepared = this.#prepared.create({ disks, storagePath, limitBytes: limitBytes ?? null });
+    this.#events.open(prepared.id);
+    return prepared;
+  }
+
+  prepared(): PreparedView[] {
+    return this.#prepared.list();
+  }
+
+  /** Errors: ENOENT, ESRCH; EALREADY when the disk is in it. */
+  addDisk(id: string, disk: string): PreparedView {
+    this.#disks.check(disk);
+    return this.#prepared.add(id, disk);
+  }
+
+  /** Takes a prepared snapshot. Errors: ESRCH, and as `create`: it is then prepared as before. */
+  async takePrepared(id: string): Promise<SnapshotView> {
+    const prepared = this.#prepared.remove(id);
+    const { disks, storagePath: storage, limitBytes } = prepared;
+    try {
+      return await this.create({ disks, storage, limitBytes: limitBytes ?? undefined }, id);
+    } catch (cause) {
+      this.#prepared.restore(prepared);
+      throw cause;
+    }
+  }
+
+  /** Errors: ESRCH when there is no such prepared snapshot. */
+  forget(id: string): void {
+    this.#prepared.remove(id);
+    this.#events.close(id);
+  }
+
+  /** As EventLog.next. */
+  async nextEvent(id: string, waiting: Omit<Waiting, 'after'>): Promise<EventView | null> {
+    return await this.#events.next(id, waiting);
+  }
+
+  /** As EventLog.wait. */
+  async waitEvents(id: string, waiting: Waiting): Promise<EventView[]> {
+    return await this.#events.wait(id, waiting);
+  }
+
+  #snapshotView(info: SnapshotInfo): SnapshotView {
+    const images = info.images.map((image): ImageView => ({ ...image, uri: this.#host.uri(image.exportName) }));
+    return {
+      ...info,
+      createdAt: new Date(info.createdAt).toISOString(),
+      freeze: this.#freezes.get(info.id) ?? null,
+      places: [...info.places],
+      images,
+    };
+  }
+}
+
+function finite(bytes: number): number | null {
+  return Number.isFinite(bytes) ? bytes : null;
+}
+
+function noSnapshot(id: string): BlksnapError {
+  return new BlksnapError('ESRCH', `No snapshot "${id}": \`blksnap snapshot list\` shows those that are held`);
+}
