@@ -270,10 +270,10 @@ export const filterParams = z.object({
 });
 
 export const filterRequest = z
-  .strictObject({ filter: text, options: z.unknown().openapi({ description: "The filter's own" }) })
+  .strictObject({ filter: text, options: z.unknown().optional().openapi({ description: "The filter's own" }) })
   .openapi('FilterRequest');
 
-export const ctlRequest = z.strictObject({ command: text, payload: z.unknown() }).openapi('FilterCommand');
+export const ctlRequest = z.strictObject({ command: text, payload: z.unknown().optional() }).openapi('FilterCommand');
 export const ctlResult = z.object({ result: z.unknown() });
 
 export const addDiskRequest = z.strictObject({ disk: text }).openapi('AddDiskRequest');
