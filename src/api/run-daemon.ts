@@ -61,7 +61,7 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
       'ready',
     );
     const cause = await ended;
-    if (cause !== null) log.fatal({ error: cause.message }, 'cannot go on');
+    if (cause !== null) log.fatal({ err: cause.cause ?? cause }, `cannot go on: ${cause.message}`);
     await api.close();
     return cause;
   } finally {
