@@ -18,6 +18,7 @@ import { MIB } from '../../src/util/units.ts';
 
 const BLKSNAP = path.join(import.meta.dirname, '../../bin/blksnap');
 const READY_TIMEOUT_MS = 15_000;
+const STOP_TIMEOUT_MS = 10_000;
 
 export interface Outcome {
   readonly code: number | null;
@@ -119,7 +120,10 @@ export class DaemonWorld {
   }
 
   async close(): Promise<void> {
+    // A daemon that does not end by itself must not outlive its test.
+    const late = setTimeout(() => this.daemon?.child.kill('SIGKILL'), STOP_TIMEOUT_MS);
     if (this.daemon?.running === true) await this.stop();
+    clearTimeout(late);
     fs.rmSync(this.directory, { recursive: true, force: true });
   }
 }
