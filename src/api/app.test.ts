@@ -248,6 +248,7 @@ describe('the document', () => {
       '/v1/disks/{name}/filters',
       '/v1/disks/{name}/filters/{filter}',
       '/v1/disks/{name}/filters/{filter}/ctl',
+      '/v1/disks/{name}/rescan',
       '/v1/filters',
       '/v1/mounts',
       '/v1/prepared-snapshots',

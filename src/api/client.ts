@@ -84,6 +84,12 @@ export class Client {
     await this.#bytes({ method: 'DELETE', path: `/v1/disks/${encodeURIComponent(name)}` });
   }
 
+  /** Reads the disk's partition table anew: the disk and its partitions. */
+  async rescan(name: string): Promise<DiskView[]> {
+    const path = `/v1/disks/${encodeURIComponent(name)}/rescan`;
+    return (await this.#json<{ disks: DiskView[] }>({ method: 'POST', path })).disks;
+  }
+
   cbt(name: string): Promise<CbtView> {
     return this.#json({ method: 'GET', path: `/v1/disks/${encodeURIComponent(name)}/cbt` });
   }

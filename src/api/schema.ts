@@ -104,7 +104,7 @@ export const diskView = shape<DiskView>()(
   z
     .object({
       name: z.string(),
-      kind: z.enum(['disk', 'mount']),
+      kind: z.enum(['disk', 'mount', 'partition']),
       path: z.string(),
       point: z.string().nullable(),
       state: z.enum(['attached', 'failed']),
@@ -119,6 +119,10 @@ export const diskView = shape<DiskView>()(
       inFlight: z.int(),
       cbt: cbtView.nullable(),
       copies: copiesView.nullable(),
+      partition: z
+        .object({ disk: z.string(), number: z.int(), offset: bytes, type: z.string(), label: z.string() })
+        .nullable(),
+      partitionTable: z.object({ scheme: z.enum(['gpt', 'mbr']), warnings: z.array(z.string()) }).nullable(),
     })
     .openapi('Disk'),
 );

@@ -10,6 +10,7 @@ import { addConsoleTrackingCommands } from './commands/console-tracking.ts';
 import { addDaemonCommand } from './commands/daemon.ts';
 import { addDiskCommands } from './commands/disks.ts';
 import { addFilterCommands } from './commands/filters.ts';
+import { addPartitionCommands } from './commands/partitions.ts';
 import { addServeCommand } from './commands/serve.ts';
 import { addSnapshotCommands } from './commands/snapshots.ts';
 import { separateValues } from './devices.ts';
@@ -32,6 +33,7 @@ function buildProgram(args: readonly string[], json: boolean): Command {
     );
   addDaemonCommand(program);
   addDiskCommands(program);
+  addPartitionCommands(program);
   addFilterCommands(program);
   addSnapshotCommands(program);
   addBackupCommands(program);

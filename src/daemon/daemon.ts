@@ -129,7 +129,7 @@ export class Daemon {
       driverReason: this.#io.ready.driverReason,
       nbdUri: formatNbdUri({ address: this.#nbdAddress, exportName: '' }),
       parameters: this.#options.parameters ?? DEFAULT_PARAMETERS,
-      copies: totalOf(infos.map(({ copies }) => copies)),
+      copies: totalOf(infos.flatMap(({ copies }) => copies ?? [])),
       disks: this.disks.size,
       failedDisks: this.disks.failed,
       snapshots: this.snapshots.size,

@@ -17,6 +17,16 @@ export function realPath(given: string): string {
   }
 }
 
+/** The name of a disk's partition. No disk has a slash in its own name. */
+export function partitionName(disk: string, number: number): string {
+  return `${disk}/${number}`;
+}
+
+/** The disk that a name is about: itself, or the one that the partition lies on. */
+export function wholeDisk(name: string): string {
+  return name.split('/', 1)[0]!;
+}
+
 export function defaultName(real: string): string {
   return path.parse(real).name;
 }

@@ -5,7 +5,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import type { ByteRange } from '../backup/ranges.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
-import { checkName, defaultName, realPath } from './disk-names.ts';
+import { checkName, defaultName, realPath, wholeDisk } from './disk-names.ts';
 import type { Host } from './host.ts';
 import type { AttachedFilter, DiskInfo } from './io-protocol.ts';
 import type { AttachRequest, MountRequest } from './requests.ts';
@@ -59,7 +59,10 @@ export class Disks {
   /** Every disk, by name. */
   async list(): Promise<DiskView[]> {
     const infos = new Map((await this.#host.io.call('disks', {})).map((info) => [info.name, info]));
-    const views = [...this.#entries].map(([name, entry]) => this.#view(name, entry, infos.get(name)));
+    const names = new Set([...this.#entries.keys(), ...infos.keys()]);
+    // One that is just being attached or detached is nobody's.
+    const known = [...names].filter((name) => this.#entries.has(wholeDisk(name)));
+    const views = known.map((name) => this.#view(name, this.#entry(name), infos.get(name)));
     return views.sort((a, b) => (a.name < b.name ? -1 : 1));
   }
 
@@ -120,6 +123,9 @@ export class Disks {
 
   /** Ends serving a disk and forgets its change history. Errors: ENOENT; EBUSY while a snapshot of it is held. */
   async detach(name: string): Promise<void> {
+    if (name !== wholeDisk(name)) {
+      throw new BlksnapError('EINVAL', `Cannot detach partition "${name}" by itself: detach disk "${wholeDisk(name)}"`);
+    }
     await this.#host.serial.run([`disk ${name}`], async () => {
       const entry = this.#entry(name);
       const served = entry.kind === 'mount' || entry.failure === null;
@@ -133,19 +139,32 @@ export class Disks {
     });
   }
 
+  /** Reads a disk's partition table anew: the disk and its partitions. Errors: ENOENT; EBUSY when a partition that
+   *  is in use would have to go. */
+  async rescan(name: string): Promise<DiskView[]> {
+    return await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
+      const entry = this.#entry(name);
+      const infos = await this.#host.io.call('rescan', { name: wholeDisk(name) });
+      for (const warning of infos[0]?.partitionTable?.warnings ?? []) this.#host.log.warn({ disk: name }, warning);
+      return infos.map((info) => this.#view(info.name, entry, info));
+    });
+  }
+
   // --- filters --------------------------------------------------------------------------------
 
   async filters(): Promise<FilterView[]> {
     return await this.#host.io.call('filters', {});
   }
 
-  /** Puts a filter on a disk; it is attached again at every start. Errors: ENOENT for an unknown disk or kind; EALREADY. */
+  /** Puts a filter on a disk; it is attached again at every start. One on a partition is not.
+   *  Errors: ENOENT for an unknown disk or kind; EALREADY. */
   async attachFilter(name: string, filter: AttachedFilter): Promise<DiskView> {
-    return await this.#host.serial.run([`disk ${name}`], async () => {
+    return await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
       const entry = this.#entry(name);
       const info = await this.#host.io.call('filterAttach', { disk: name, ...filter });
       try {
-        this.#remember(entry, (filters) => [...filters, filter as DiskState['filters'][number]]);
+        if (name === wholeDisk(name))
+          this.#remember(entry, (filters) => [...filters, filter as DiskState['filters'][number]]);
       } catch (cause) {
         await this.#host.io.call('filterDetach', { disk: name, name: filter.name });
         throw cause;
@@ -157,11 +176,11 @@ export class Disks {
 
   /** Of a failed disk it is only forgotten: the way out when its module is gone. Errors: ENOENT; EBUSY. */
   async detachFilter(name: string, filter: string): Promise<void> {
-    await this.#host.serial.run([`disk ${name}`], async () => {
+    await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
       const entry = this.#entry(name);
       const served = entry.kind === 'mount' || entry.failure === null;
       if (served) await this.#host.io.call('filterDetach', { disk: name, name: filter });
-      this.#remember(entry, (filters) => filters.filter((one) => one.name !== filter));
+      if (name === wholeDisk(name)) this.#remember(entry, (filters) => filters.filter((one) => one.name !== filter));
       this.#host.log.info({ disk: name, filter }, 'filter detached');
     });
   }
@@ -237,7 +256,7 @@ export class Disks {
   }
 
   #entry(name: string): Entry {
-    const entry = this.#entries.get(name);
+    const entry = this.#entries.get(wholeDisk(name));
     if (entry === undefined) throw this.#noDisk(name);
     return entry;
   }
@@ -254,7 +273,7 @@ export class Disks {
     const failure = entry.kind === 'disk' ? entry.failure : null;
     return {
       name,
-      kind: entry.kind,
+      kind: name === wholeDisk(name) ? entry.kind : 'partition',
       path: entry.kind === 'disk' ? entry.state.path : entry.directory,
       point: entry.kind === 'mount' ? entry.point : null,
       state: failure === null ? 'attached' : 'failed',
@@ -269,6 +288,13 @@ export class Disks {
       inFlight: info?.inFlight ?? 0,
       cbt: info?.cbt ?? null,
       copies: info?.copies ?? null,
+      partition: info?.partition ?? null,
+      partitionTable: tableView(info),
     };
   }
+}
+
+function tableView(info: DiskInfo | undefined): DiskView['partitionTable'] {
+  const { scheme = null, warnings = [] } = info?.partitionTable ?? {};
+  return scheme === null ? null : { scheme, warnings: [...warnings] };
 }

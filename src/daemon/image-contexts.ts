@@ -5,14 +5,21 @@
  *
  *  Only the one before is listed, so that a list stays short; the others are there by their names. */
 
-import type { SnapshotImage } from '../blksnap/image.ts';
 import type { MetaContext } from '../nbd/export.ts';
+
+/** What is known of the changes before an image: a SnapshotImage, or a part of one. */
+export interface ImageHistory {
+  readonly generationId: string;
+  /** The snapshot's own number. */
+  readonly changeNumber: number;
+  changedSince(number: number, offset: number, length: number): ReadonlyArray<{ length: number; changed: boolean }>;
+}
 
 const CHANGED = 1;
 const QEMU_PREFIX = 'qemu:dirty-bitmap:since-';
 
 /** As NbdExport.contexts asks for. */
-export function imageContexts(image: SnapshotImage, query: string): readonly MetaContext[] {
+export function imageContexts(image: ImageHistory, query: string): readonly MetaContext[] {
   const ownPrefix = `blksnap:changed:${image.generationId}:`;
   const previous = image.changeNumber - 1;
   const listed = previous < 1 ? [] : [ownPrefix, QEMU_PREFIX].map((prefix) => context(image, prefix, previous));
@@ -26,7 +33,7 @@ export function imageContexts(image: SnapshotImage, query: string): readonly Met
   return [];
 }
 
-function context(image: SnapshotImage, prefix: string, number: number): MetaContext {
+function context(image: ImageHistory, prefix: string, number: number): MetaContext {
   return {
     name: `${prefix}${number}`,
     blockStatus: async (offset, length) =>

@@ -53,6 +53,22 @@ export interface AttachedFilter {
   readonly options: unknown;
 }
 
+export interface PartitionInfo {
+  readonly disk: string;
+  readonly number: number;
+  /** Bytes from the disk's start. */
+  readonly offset: number;
+  /** GPT's type UUID, or the MBR type as `0x83`. */
+  readonly type: string;
+  readonly label: string;
+}
+
+export interface PartitionTableInfo {
+  /** Null where there is none. */
+  readonly scheme: 'gpt' | 'mbr' | null;
+  readonly warnings: readonly string[];
+}
+
 /** A served disk, as the I/O thread sees it. */
 export interface DiskInfo {
   readonly name: string;
@@ -64,7 +80,12 @@ export interface DiskInfo {
   readonly filters: readonly string[];
   readonly inFlight: number;
   readonly cbt: CbtInfo;
-  readonly copies: CopyCounters;
+  /** Null for a partition: its disk counts. */
+  readonly copies: CopyCounters | null;
+  /** Of a partition: where it lies; null for a whole disk. */
+  readonly partition: PartitionInfo | null;
+  /** Of a whole disk: its partition table; null for a partition. */
+  readonly partitionTable: PartitionTableInfo | null;
 }
 
 export interface ImageInfo {
@@ -124,6 +145,8 @@ export interface IoCalls {
   };
   detach: { args: { readonly name: string }; result: void };
   disks: { args: Record<never, never>; result: DiskInfo[] };
+  /** Reads a disk's partition table anew. The disk and its partitions. */
+  rescan: { args: { readonly name: string }; result: DiskInfo[] };
   /** The kinds of filters that are known, and the disks that have each. */
   filters: { args: Record<never, never>; result: Array<{ readonly name: string; readonly disks: string[] }> };
   filterAttach: { args: { readonly disk: string } & AttachedFilter; result: DiskInfo };

@@ -7,7 +7,9 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { openPoint } from '../backup/open-point.ts';
+import type { ByteRange } from '../backup/ranges.ts';
 import type { SnapshotEvent } from '../blksnap/events.ts';
+import type { SnapshotImage } from '../blksnap/image.ts';
 import type { Snapshot } from '../blksnap/snapshot.ts';
 import { SnapshotSet } from '../blksnap/snapshot-set.ts';
 import { refuseSharedOrigin } from '../blksnap/origin-guard.ts';
@@ -16,6 +18,8 @@ import { Tracker } from '../blksnap/tracker.ts';
 import { BioPool } from '../block/bio.ts';
 import { Disk } from '../block/disk.ts';
 import type { BlockDevice } from '../block/device.ts';
+import { RangeDevice } from '../block/range-device.ts';
+import type { DeviceRange } from '../block/range-device.ts';
 import { openFileDevice } from '../block/file-device.ts';
 import { openDevice } from '../block/open.ts';
 import { OverlayDevice } from '../block/overlay-device.ts';
@@ -26,8 +30,29 @@ import { NbdServer } from '../nbd/server.ts';
 import { assert } from '../util/assert.ts';
 import { BlksnapError, codeOfErrno, toBlksnapError } from '../util/errors.ts';
 import type { DiskFilters } from './disk-filters.ts';
+import { wholeDisk } from './disk-names.ts';
 import { imageContexts } from './image-contexts.ts';
-import type { AttachedFilter, CbtInfo, DiskInfo, IoCalls, IoHandlers, SnapshotInfo } from './io-protocol.ts';
+import type {
+  AttachedFilter,
+  CbtInfo,
+  DiskInfo,
+  IoCalls,
+  IoHandlers,
+  PartitionTableInfo,
+  SnapshotInfo,
+} from './io-protocol.ts';
+import { PartitionDisks } from './partition-disks.ts';
+import type { PartitionDisk } from './partition-disks.ts';
+import { partitionCbt, partitionGeneration, partitionHistory, partitionMap } from './partition-views.ts';
+
+/** An image as a snapshot's maker named it: of a disk, or of a partition. */
+interface ImageView {
+  readonly disk: string;
+  readonly exportName: string;
+  /** Of the whole disk. */
+  readonly image: SnapshotImage;
+  readonly range: DeviceRange | null;
+}
 
 /** A disk, and what must be closed after it. */
 interface Served {
@@ -53,6 +78,9 @@ export class IoService {
   readonly #served = new Map<string, Served>();
   readonly #exports = new Map<string, NbdExport>();
   readonly #snapshots: SnapshotSet;
+  readonly #partitions: PartitionDisks;
+  /** By snapshot: what it was asked to show. */
+  readonly #views = new Map<string, readonly ImageView[]>();
   readonly #server: NbdServer;
 
   constructor(options: IoServiceOptions) {
@@ -66,6 +94,13 @@ export class IoService {
     const part = { at: this.#copyMemoryAt, length: parameters.copyMemoryBytes };
     this.#copyMemory = new Arena(arena.bytes.buffer, arena.address, part);
     this.#snapshots = new SnapshotSet({ reactor, pool: this.#pool, parameters, onEvent });
+    this.#partitions = new PartitionDisks({
+      reactor,
+      pool: this.#pool,
+      offer: (disk, description) => this.#offer(disk, description),
+      drop: (name) => this.#drop(name),
+      users: () => [],
+    });
     const table = {
       find: (name: string) => this.#exports.get(name),
       list: () => this.#exports.values(),
@@ -78,16 +113,17 @@ export class IoService {
     attach: (args) => this.#attach(args),
     mount: (args) => this.#mount(args),
     detach: ({ name }) => this.#detach(name),
-    disks: async () => [...this.#served.values()].map(diskInfo),
+    disks: async () => [...this.#served.keys()].flatMap((name) => this.#infos(name)),
+    rescan: ({ name }) => this.#rescan(name),
     filters: async () => this.#filters.list([...this.#served.values()].map(({ disk }) => disk)),
     filterAttach: async ({ disk, ...filter }) => {
-      await this.#filters.attach(this.#get(disk).disk, filter);
-      return diskInfo(this.#get(disk));
+      await this.#filters.attach(this.#disk(disk), filter);
+      return this.#info(disk);
     },
-    filterDetach: ({ disk, name }) => this.#filters.detach(this.#get(disk).disk, name),
-    filterCtl: ({ disk, name, ...ctl }) => this.#filters.ctl(this.#get(disk).disk, name, ctl),
+    filterDetach: ({ disk, name }) => this.#filters.detach(this.#disk(disk), name),
+    filterCtl: ({ disk, name, ...ctl }) => this.#filters.ctl(this.#disk(disk), name, ctl),
     cbtMap: async ({ name, offset, length }) => this.#cbtMap(name, offset, length),
-    cbtMarkDirty: async ({ name, ranges }) => this.#tracker(name).markDirty(ranges),
+    cbtMarkDirty: async ({ name, ranges }) => this.#tracker(name).markDirty(this.#onWhole(name, ranges)),
     createSnapshot: (args) => this.#createSnapshot(args),
     appendStorage: (args) => this.#appendStorage(args),
     snapshots: async () => this.#snapshots.list().map((snapshot) => this.#snapshotInfo(snapshot)),
@@ -152,10 +188,10 @@ export class IoService {
       const tracker = new Tracker({ ...memory, mapPath: cbtPath, originPath, parameters: this.#parameters });
       await disk.attachFilter(tracker);
       for (const filter of options.filters ?? []) await this.#filters.attach(disk, filter);
-      const served = { disk, tracker, closeBase: options.closeBase };
-      this.#served.set(name, served);
-      this.#exports.set(name, { name, description: options.description, device: disk, contexts: () => [] });
-      return diskInfo(served);
+      await this.#partitions.scan(disk);
+      this.#served.set(name, { disk, tracker, closeBase: options.closeBase });
+      this.#offer(disk, options.description);
+      return this.#info(name);
     } catch (cause) {
       await disk.close();
       throw cause;
@@ -169,10 +205,20 @@ export class IoService {
       const ids = held.map(({ id }) => id).join(', ');
       throw new BlksnapError('EBUSY', `Cannot detach disk "${name}": snapshot ${ids} is held; destroy it first`);
     }
+    await this.#partitions.forget(served.disk);
     await this.#drop(name);
     this.#served.delete(name);
     await served.disk.close();
     await served.closeBase();
+  }
+
+  async #rescan(name: string): Promise<DiskInfo[]> {
+    await this.#partitions.scan(this.#get(name).disk);
+    return this.#infos(name);
+  }
+
+  #offer(disk: Disk, description: string): void {
+    this.#exports.set(disk.name, { name: disk.name, description, device: disk, contexts: () => [] });
   }
 
   /** Ends an export and the connections that use it. */
@@ -183,11 +229,42 @@ export class IoService {
     await this.#server.dropExport(served);
   }
 
+  /** Of a partition, what its disk has. */
   #get(name: string): Served {
-    const served = this.#served.get(name);
+    const served = this.#served.get(wholeDisk(name));
     if (served === undefined)
       throw new BlksnapError('ENODEV', `Disk "${name}" is not served; \`blksnap status\` tells why`);
     return served;
+  }
+
+  /** The partition of that name; null for a whole disk. Errors: ENOENT. */
+  #partition(name: string): PartitionDisk | null {
+    const { disk } = this.#get(name);
+    if (disk.name === name) return null;
+    const found = this.#partitions.get(name);
+    if (found !== undefined) return found;
+    const known = this.#partitions.of(disk).map((one) => one.disk.name);
+    const there =
+      known.length === 0 ? 'its disk has none; `blksnap rescan` looks again' : `there are ${known.join(', ')}`;
+    throw new BlksnapError('ENOENT', `No partition "${name}": ${there}`);
+  }
+
+  #disk(name: string): Disk {
+    return this.#partition(name)?.disk ?? this.#get(name).disk;
+  }
+
+  #info(name: string): DiskInfo {
+    const served = this.#get(name);
+    const partition = this.#partition(name);
+    return partition === null
+      ? diskInfo(served, this.#partitions.table(served.disk))
+      : partitionInfo(served, partition);
+  }
+
+  /** A disk and its partitions. */
+  #infos(name: string): DiskInfo[] {
+    const partitions = this.#partitions.of(this.#get(name).disk).map(({ disk }) => disk.name);
+    return [name, ...partitions].map((one) => this.#info(one));
   }
 
   // --- change tracking ------------------------------------------------------------------------
@@ -199,25 +276,51 @@ export class IoService {
   /** While a snapshot is held, the map as of the newest take. */
   #cbtMap(name: string, offset: number, length: number): Uint8Array {
     const tracker = this.#tracker(name);
-    const map = tracker.cow.areas.findLast((area) => area.alive)?.frozenMap ?? tracker.cbt.map;
+    const whole = tracker.cow.areas.findLast((area) => area.alive)?.frozenMap ?? tracker.cbt.map;
+    const partition = this.#partition(name)?.partition;
+    const map = partition === undefined ? whole : partitionMap(whole, tracker.cbt.blockSize, partition);
     if (offset > map.length) {
       throw new BlksnapError('EINVAL', `Cannot read the change map at ${offset}: it has ${map.length} bytes`);
     }
     return map.slice(offset, offset + length);
   }
 
+  /** Ranges of a partition as ranges of its disk. Errors: EINVAL. */
+  #onWhole(name: string, ranges: readonly ByteRange[]): readonly ByteRange[] {
+    const partition = this.#partition(name)?.partition;
+    if (partition === undefined) return ranges;
+    const outside = ranges.find(({ offset, length }) => offset + length > partition.length);
+    if (outside !== undefined) {
+      throw new BlksnapError(
+        'EINVAL',
+        `Cannot mark ${outside.length} bytes at ${outside.offset} of "${name}": its size is ${partition.length}`,
+      );
+    }
+    return ranges.map(({ offset, length }) => ({ offset: partition.offset + offset, length }));
+  }
+
   // --- snapshots ------------------------------------------------------------------------------
 
   async #createSnapshot(args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
-    const trackers = args.disks.map((name) => this.#tracker(name));
+    const wanted = args.disks.map((name) => ({
+      name,
+      tracker: this.#tracker(name),
+      range: this.#partition(name)?.partition ?? null,
+    }));
     const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
-    const snapshot = await this.#snapshots.create(trackers, storage, args.id);
-    for (const image of snapshot.images) {
-      this.#exports.set(image.name, {
-        name: image.name,
-        description: `disk ${image.origin} as of ${new Date(snapshot.createdAt).toISOString()}`,
-        device: image,
-        contexts: (query) => imageContexts(image, query),
+    const snapshot = await this.#snapshots.create([...new Set(wanted.map(({ tracker }) => tracker))], storage, args.id);
+    const views = wanted.map(({ name, tracker, range }) => {
+      const image = snapshot.images.find((one) => one.tracker === tracker)!;
+      return { disk: name, exportName: `${name}@${snapshot.id}`, image, range };
+    });
+    this.#views.set(snapshot.id, views);
+    for (const { disk, exportName, image, range } of views) {
+      const history = range === null ? image : partitionHistory(image, range);
+      this.#exports.set(exportName, {
+        name: exportName,
+        description: `disk ${disk} as of ${new Date(snapshot.createdAt).toISOString()}`,
+        device: range === null ? image : new RangeDevice(exportName, image, { ...range, pool: this.#pool }),
+        contexts: (query) => imageContexts(history, query),
       });
     }
     return this.#snapshotInfo(snapshot);
@@ -231,17 +334,19 @@ export class IoService {
   }
 
   async #destroySnapshot(id: string): Promise<void> {
-    for (const image of this.#snapshots.get(id).images) await this.#drop(image.name);
+    this.#snapshots.get(id);
+    for (const { exportName } of this.#views.get(id) ?? []) await this.#drop(exportName);
+    this.#views.delete(id);
     await this.#snapshots.destroy(id);
   }
 
   #snapshotInfo(snapshot: Snapshot): SnapshotInfo {
     const { id, createdAt, heldMs, storage } = snapshot;
-    const images = snapshot.images.map((image) => ({
-      disk: image.origin,
-      exportName: image.name,
-      size: image.size,
-      generationId: image.generationId,
+    const images = (this.#views.get(id) ?? []).map(({ disk, exportName, image, range }) => ({
+      disk,
+      exportName,
+      size: range?.length ?? image.size,
+      generationId: range === null ? image.generationId : partitionGeneration(image.generationId, range),
       changeNumber: image.changeNumber,
       error: image.corrupted === 0 ? null : codeOfErrno(image.corrupted),
     }));
@@ -270,7 +375,7 @@ export class IoService {
   }
 }
 
-function diskInfo({ disk, tracker }: Served): DiskInfo {
+function diskInfo({ disk, tracker }: Served, partitionTable: PartitionTableInfo): DiskInfo {
   return {
     name: disk.name,
     size: disk.size,
@@ -281,6 +386,19 @@ function diskInfo({ disk, tracker }: Served): DiskInfo {
     inFlight: disk.inFlight,
     cbt: cbtInfo(tracker),
     copies: { ...tracker.cow.counters },
+    partition: null,
+    partitionTable,
+  };
+}
+
+function partitionInfo({ disk: whole, tracker }: Served, { disk, partition }: PartitionDisk): DiskInfo {
+  const { number, offset, type, label } = partition;
+  return {
+    ...diskInfo({ disk, tracker, closeBase: async () => {} }, { scheme: null, warnings: [] }),
+    cbt: partitionCbt(cbtInfo(tracker), partition),
+    copies: null,
+    partition: { disk: whole.name, number, offset, type, label },
+    partitionTable: null,
   };
 }
 

@@ -3,6 +3,7 @@
 
 import type { SnapshotEvent } from '../blksnap/events.ts';
 import { BlksnapError } from '../util/errors.ts';
+import { wholeDisk } from './disk-names.ts';
 import type { Disks } from './disks.ts';
 import { EventLog } from './event-log.ts';
 import type { Waiting } from './event-log.ts';
@@ -49,7 +50,7 @@ export class Snapshots {
     for (const name of disks) this.#disks.check(name);
     const storagePath = request.storage ?? this.#host.paths.state;
     return await this.#host.serial.run(
-      disks.map((name) => `disk ${name}`),
+      disks.map((name) => `disk ${wholeDisk(name)}`),
       async () => {
         const limitBytes = request.limitBytes ?? null;
         const info = await this.#take(request, { id, disks, storagePath, limitBytes });
@@ -93,7 +94,7 @@ export class Snapshots {
   async destroy(id: string): Promise<void> {
     const { images } = await this.get(id);
     await this.#host.serial.run(
-      images.map(({ disk }) => `disk ${disk}`),
+      images.map(({ disk }) => `disk ${wholeDisk(disk)}`),
       async () => {
         await this.#host.io.call('destroySnapshot', { id });
         this.#events.close(id);

@@ -40,8 +40,9 @@ export interface CbtView {
 
 export interface DiskView {
   name: string;
-  /** `disk`: a file or device, attached again at every start. `mount`: a restore point, until the daemon ends. */
-  kind: 'disk' | 'mount';
+  /** `disk`: a file or device, attached again at every start. `mount`: a restore point, until the daemon ends.
+   *  `partition`: of a disk or mount. */
+  kind: 'disk' | 'mount' | 'partition';
   path: string;
   /** The restore point of a mount; null for a disk. */
   point: string | null;
@@ -59,8 +60,12 @@ export interface DiskView {
   inFlight: number;
   /** Null while failed. */
   cbt: CbtView | null;
-  /** What copy-on-write has done since the disk was attached; null while failed. */
+  /** What copy-on-write has done since the disk was attached; null while failed, and for partitions. */
   copies: CopyCounters | null;
+  /** Of a partition: its disk, and where it lies there. */
+  partition: { disk: string; number: number; offset: number; type: string; label: string } | null;
+  /** Of a disk that has one: what was read at the attach, or the last rescan. */
+  partitionTable: { scheme: 'gpt' | 'mbr'; warnings: string[] } | null;
 }
 
 /** A kind of filter, and the disks that have one. */

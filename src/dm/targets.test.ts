@@ -88,7 +88,7 @@ describe('zero and error', () => {
     expect(await world.write(device, 0, block(1))).toBe(0);
     expect(isZero((await world.read(device, 0, 512)) as Buffer)).toBe(true);
     expect(await device.extents(0, 4096)).toEqual([{ length: 4096, hole: true, zero: true }]);
-    for (const op of [READ, WRITE, DISCARD, WRITE_ZEROES]) {
+    for (const op of [READ, WRITE, DISCARD, WRITE_ZEROES] as const) {
       expect(await world.run(device, op, 4096, 512), String(op)).toBe(ERRNO.EIO);
       expect(await world.run(device, op, 4096 - 512, 1024), 'across').toBe(ERRNO.EIO);
     }
@@ -185,7 +185,7 @@ describe('delay', () => {
 describe('flakey', () => {
   it('fails everything while it is down, and nothing while it is up', async () => {
     const device = await world.map('0 8 flakey a 0 0 1');
-    for (const op of [READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES]) {
+    for (const op of [READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES] as const) {
       expect(await world.run(device, op, 0, op === FLUSH ? 0 : 512)).toBe(ERRNO.EIO);
     }
     const well = await world.map('0 8 flakey a 0 1 0');

@@ -47,6 +47,14 @@ const detach = createRoute({
   responses: { 204: { description: 'Done' }, ...failures },
 });
 
+const rescan = createRoute({
+  method: 'post',
+  path: '/v1/disks/{name}/rescan',
+  summary: "Read a disk's partition table anew",
+  request: { params: nameParam },
+  responses: { 200: jsonResult('The disk and its partitions', disksView), ...failures },
+});
+
 const mount = createRoute({
   method: 'post',
   path: '/v1/mounts',
@@ -88,6 +96,7 @@ export function addDiskRoutes(app: OpenAPIHono, { daemon }: ApiContext): void {
     await daemon.disks.detach(c.req.valid('param').name);
     return c.body(null, 204);
   });
+  app.openapi(rescan, async (c) => c.json({ disks: await daemon.disks.rescan(c.req.valid('param').name) }, 200));
   app.openapi(mount, async (c) => c.json(await daemon.disks.mount(c.req.valid('json')), 201));
   app.openapi(getCbt, async (c) => {
     const { name, cbt, failure } = await daemon.disks.get(c.req.valid('param').name);
