@@ -19,7 +19,7 @@ const countSchema = z.int().nonnegative();
 const checksumSchema = z.string().regex(/^[0-9a-f]{16}$/);
 
 /** A disk's name is its directory's name: a letter or digit first, so never hidden, `.` or `..`. */
-export const diskNameSchema = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/);
+export const diskNameSchema = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}(?:\/[1-9]\d{0,3})?$/);
 
 /** What is stored in a point's file, and how to tell that it is still the same. */
 const contentFields = {

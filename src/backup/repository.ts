@@ -59,7 +59,7 @@ export function diskPathOf(directory: string, disk: string): string {
       `Cannot use "${disk}" as a disk's name: want letters, digits, ".", "_" and "-", a letter or digit first, at most 128`,
     );
   }
-  return path.join(directory, disk);
+  return path.join(directory, directoryName(disk));
 }
 
 /** The disks that have backups here, by name. Errors: ENOENT when this is no backup directory. */
@@ -67,10 +67,18 @@ export function diskNames(directory: string): string[] {
   checkMarker(directory);
   return fs
     .readdirSync(directory)
+    .map((name) => name.replace('+', '/'))
     .filter(
-      (name) => diskNameSchema.safeParse(name).success && fs.existsSync(path.join(directory, name, MANIFEST_NAME)),
+      (disk) =>
+        diskNameSchema.safeParse(disk).success &&
+        fs.existsSync(path.join(directory, directoryName(disk), MANIFEST_NAME)),
     )
     .sort();
+}
+
+/** Partition `vm/1` is kept in `vm+1`: beside its disk, and no disk's name has a plus. */
+function directoryName(disk: string): string {
+  return disk.replace('/', '+');
 }
 
 function checkMarker(directory: string): void {

@@ -107,7 +107,7 @@ export class Disks {
   /** Serves a restore point as a writable disk. What is written to it goes when it is detached or the daemon ends. */
   async mount(request: MountRequest): Promise<DiskView> {
     const directory = realPath(request.directory);
-    const name = request.name ?? `${request.disk}-mount`;
+    const name = request.name ?? `${request.disk.replace('/', '-')}-mount`;
     checkName(name, 'give another');
     return await this.#host.serial.run([`disk ${name}`], async () => {
       this.#checkFree(name, null);
