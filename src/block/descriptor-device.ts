@@ -13,7 +13,7 @@ import { ALLOCATE_PUNCH_HOLE, ALLOCATE_ZERO_RANGE } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
 import { ffiAvailable } from '../io/sys.ts';
 import { unreachable } from '../util/assert.ts';
-import { ERRNO } from '../util/errors.ts';
+import { BlksnapError, ERRNO } from '../util/errors.ts';
 import { KIB } from '../util/units.ts';
 import { BioQueue, DISCARD, FAST_ZERO, FLUSH, FUA, NO_HOLE, READ, WRITE, WRITE_ZEROES, rangeError } from './bio.ts';
 import type { Bio, BioDriver } from './bio.ts';
@@ -29,7 +29,8 @@ export interface DescriptorGeometry {
   readonly name: string;
   /** Closed with the device. */
   readonly fd: number;
-  readonly size: number;
+  /** What size it has now. */
+  readonly sizeNow: () => number;
   readonly logicalBlockSize: number;
   readonly physicalBlockSize: number;
   readonly readOnly: boolean;
@@ -43,13 +44,14 @@ export interface DescriptorGeometry {
 
 export class DescriptorDevice implements BlockDevice {
   readonly name: string;
-  readonly size: number;
   readonly logicalBlockSize: number;
   readonly physicalBlockSize: number;
   readonly readOnly: boolean;
   readonly capabilities: Capabilities;
   readonly holes?: HoleFinder;
   readonly #fd: number;
+  #size: number;
+  readonly #sizeNow: () => number;
   readonly #kind: DescriptorGeometry['kind'];
   readonly #cached: DescriptorGeometry['cached'];
   readonly #reactor: Reactor;
@@ -76,13 +78,15 @@ export class DescriptorDevice implements BlockDevice {
     this.#reactor = reactor;
     this.name = geometry.name;
     this.#fd = geometry.fd;
-    this.size = geometry.size;
+    this.#sizeNow = geometry.sizeNow;
+    this.#size = geometry.sizeNow();
     this.logicalBlockSize = geometry.logicalBlockSize;
     this.physicalBlockSize = geometry.physicalBlockSize;
     this.readOnly = geometry.readOnly;
     this.capabilities = geometry.capabilities;
     this.#kind = geometry.kind;
-    if (geometry.kind === 'file' && ffiAvailable()) this.holes = new FileHoles(geometry.fd, () => this.size);
+    // On tmpfs a seek passes every page; reading holes there costs no more.
+    if (geometry.kind === 'file' && geometry.cached !== 'all' && ffiAvailable()) this.holes = new FileHoles(geometry.fd, () => this.size);
     this.#cached = geometry.cached;
     this.#memoryAlignment = geometry.memoryAlignment;
     this.#bounce =
@@ -93,8 +97,22 @@ export class DescriptorDevice implements BlockDevice {
     this.#zeroBytes = Math.min(ZERO_BYTES, reactor.arena.largest);
   }
 
+  get size(): number {
+    return this.#size;
+  }
+
+  refreshSize(): number {
+    const size = this.#sizeNow();
+    if (size === 0 || size % this.logicalBlockSize !== 0) {
+      const wrong = size === 0 ? 'it is empty' : `size ${size} is not a multiple of ${this.logicalBlockSize}`;
+      throw new BlksnapError('EINVAL', `Cannot take over the size of "${this.name}": ${wrong}`);
+    }
+    this.#size = size;
+    return size;
+  }
+
   submit(bio: Bio): void {
-    const refused = rangeError(bio, this.size, this.readOnly);
+    const refused = rangeError(bio, this.#size, this.readOnly);
     if (refused !== 0) {
       bio.end(refused);
       return;

@@ -36,10 +36,15 @@ export function fileExtents(
   return list;
 }
 
-/** A file's holes by lseek. What lies beyond the end of a file that has shrunk is no hole but lost. */
+/** A file's holes by lseek. What lies beyond the end of a file that has shrunk is no hole but lost.
+ *
+ *  Seeking the end of data takes as long as there is data to pass, so the last data found is
+ *  remembered. A hole that is made in it later goes unseen, which costs a read and nothing else. */
 export class FileHoles implements HoleFinder {
   readonly #fd: number;
   readonly #size: () => number;
+  #dataAt = 0;
+  #dataEnd = 0;
 
   /** `size`: the device's. */
   constructor(fd: number, size: () => number) {
@@ -48,14 +53,23 @@ export class FileHoles implements HoleFinder {
   }
 
   dataFrom(offset: number, end: number): number {
+    if (this.#isKnownData(offset)) return offset;
     const found = seek(this.#fd, offset, SEEK_DATA);
     if (found >= 0) return Math.min(found, end);
     return found === -ENXIO && fs.fstatSync(this.#fd).size >= this.#size() ? end : offset;
   }
 
   dataUntil(offset: number, end: number): number {
-    const found = seek(this.#fd, offset, SEEK_HOLE);
-    return found > offset ? Math.min(found, end) : end;
+    if (!this.#isKnownData(offset)) {
+      this.#dataAt = offset;
+      const found = seek(this.#fd, offset, SEEK_HOLE);
+      this.#dataEnd = found > offset ? found : end;
+    }
+    return Math.min(this.#dataEnd, end);
+  }
+
+  #isKnownData(offset: number): boolean {
+    return offset >= this.#dataAt && offset < this.#dataEnd;
   }
 }
 
