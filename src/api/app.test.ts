@@ -249,6 +249,7 @@ describe('the document', () => {
       '/v1/disks/{name}/filters/{filter}',
       '/v1/disks/{name}/filters/{filter}/ctl',
       '/v1/disks/{name}/rescan',
+      '/v1/disks/{name}/resize',
       '/v1/filters',
       '/v1/mounts',
       '/v1/prepared-snapshots',

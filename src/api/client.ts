@@ -85,6 +85,11 @@ export class Client {
   }
 
   /** Reads the disk's partition table anew: the disk and its partitions. */
+  /** Takes over the size that the disk's file or device has now. */
+  resize(name: string): Promise<DiskView> {
+    return this.#json({ method: 'POST', path: `/v1/disks/${encodeURIComponent(name)}/resize` });
+  }
+
   async rescan(name: string): Promise<DiskView[]> {
     const path = `/v1/disks/${encodeURIComponent(name)}/rescan`;
     return (await this.#json<{ disks: DiskView[] }>({ method: 'POST', path })).disks;

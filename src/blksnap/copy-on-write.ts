@@ -36,7 +36,6 @@ export interface CopyOnWriteOptions {
   readonly pool: BioPool;
   /** Memory for copies alone: were it shared with clients, their held writes could take all of it. */
   readonly memory: Arena;
-  readonly deviceSize: number;
   /** How long a write may wait for copy memory. */
   readonly timeoutMs: number;
   /** The filter under which the origin lies. */
@@ -145,13 +144,30 @@ export class CopyOnWrite implements CowRunOwner {
     this.#wakeStarved();
   }
 
+  /** The origin has another size. Growth needs nothing: what lies beyond an area's size is not its business.
+   *  After shrinking, images that still read what was cut off are lost. Behind the gate. */
+  resized(size: number): void {
+    for (const [index, area] of this.#areas.entries()) {
+      if (area.active && area.size > size && this.#readsOrigin(index, size)) this.break(area, ERRNO.ESTALE, false);
+    }
+  }
+
+  /** Whether an image depends on any of the origin's data from `offset` on. */
+  #readsOrigin(index: number, offset: number): boolean {
+    const { lastChunk } = this.#areas[index]!;
+    for (let chunk = chunkOf(offset); chunk <= lastChunk; chunk++) {
+      if (this.lookUp(index, chunk) === null) return true;
+    }
+    return false;
+  }
+
   // --- the way of a write ---------------------------------------------------------------------
 
   /** Whether the write may pass now: the hot path of every write while a snapshot is held. */
   passable(bio: Bio): boolean {
     const live = this.#live;
     if (live === null) return true;
-    const last = chunkOf(bio.offset + bio.length - 1);
+    const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;
     const newest = this.#liveIndex === this.#areas.length - 1;
     for (let chunk = chunkOf(bio.offset); chunk <= last; chunk++) {
       if (isSaved(live.table.get(chunk))) continue;
@@ -172,7 +188,7 @@ export class CopyOnWrite implements CowRunOwner {
     const live = this.#live;
     assert(live !== null, 'a snapshot is held');
     bio.waiting++;
-    const last = chunkOf(bio.offset + bio.length - 1);
+    const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;
     let chunk = chunkOf(bio.offset);
     const holes = bio.op !== WRITE || last - chunk >= HOLES_FROM ? this.#o.holes() : null;
     /** Where the data that is known to begin before it ends. */
@@ -186,7 +202,7 @@ export class CopyOnWrite implements CowRunOwner {
         this.#wait(bio, run);
         chunk = (run.first + run.count) as ChunkIndex;
       } else if (holes !== null && chunk >= dataEnd) {
-        const endByte = Math.min((last + 1) * CHUNK, this.#o.deviceSize);
+        const endByte = Math.min((last + 1) * CHUNK, live.size);
         const dataByte = holes.dataFrom(chunk * CHUNK, endByte);
         const data = dataByte < endByte ? chunkOf(dataByte) : ((last + 1) as ChunkIndex);
         this.#markHole(live, chunk, data);
@@ -244,7 +260,7 @@ export class CopyOnWrite implements CowRunOwner {
       if (area.table.get(next) !== UNSAVED || this.lookUp(this.#liveIndex + 1, next) !== null) break;
       count++;
     }
-    const { memory, pool, deviceSize } = this.#o;
+    const { memory, pool } = this.#o;
     let at = memory.allocate(count * CHUNK);
     while (at === NO_MEMORY && count > 1) {
       count = Math.ceil(count / 2);
@@ -261,7 +277,7 @@ export class CopyOnWrite implements CowRunOwner {
     this.#wait(bio, run);
     this.#setAll(run, READING + run.index);
     const offset = first * CHUNK;
-    const length = Math.min(count * CHUNK, deviceSize - offset);
+    const length = Math.min(count * CHUNK, area.size - offset);
     this.counters.reads++;
     this.counters.readBytes += length;
     if (length < count * CHUNK) memory.bytes.fill(0, at + length, at + count * CHUNK);

@@ -5,7 +5,7 @@
  *  the list, as metadata and storage alone, while an older image still needs what it saved. */
 
 import type { CbtMap } from './cbt-map.ts';
-import { CHUNK, ChunkTable, FIRST_POSITION, STORING, UNSAVED } from './chunk-table.ts';
+import { CHUNK, ChunkTable, FIRST_POSITION, STORING, UNSAVED, chunkOf } from './chunk-table.ts';
 import type { ChunkIndex } from './chunk-table.ts';
 import type { CowRun } from './cow-run.ts';
 import type { DiffStorage } from './diff-storage.ts';
@@ -13,9 +13,14 @@ import type { DiffStorage } from './diff-storage.ts';
 export class DiffArea {
   readonly snapshotId: string;
   readonly storage: DiffStorage;
+  /** The origin's at the take, bytes; and the last chunk of it. */
+  readonly size: number;
+  readonly lastChunk: ChunkIndex;
   readonly table: ChunkTable;
   /** The CBT map as of the take, with what was written to the image since. */
   readonly frozenMap: Uint8Array;
+  /** Bytes of one of its blocks. */
+  blockSize = 0;
   generationId = '';
   /** The number of the period that the take ended. */
   changeNumber = 0;
@@ -33,6 +38,8 @@ export class DiffArea {
   constructor(snapshotId: string, storage: DiffStorage, deviceSize: number, frozenMap: Uint8Array) {
     this.snapshotId = snapshotId;
     this.storage = storage;
+    this.size = deviceSize;
+    this.lastChunk = chunkOf(deviceSize - 1);
     this.table = new ChunkTable(deviceSize);
     this.frozenMap = frozenMap;
   }
@@ -50,6 +57,7 @@ export class DiffArea {
   /** Freezes the change map and begins the next period. Runs between freeze and thaw; cannot fail. */
   freeze(cbt: CbtMap): void {
     this.frozenMap.set(cbt.map);
+    this.blockSize = cbt.blockSize;
     this.generationId = cbt.generationId;
     this.changeNumber = cbt.changeNumber;
     cbt.advance();

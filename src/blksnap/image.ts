@@ -296,8 +296,7 @@ export class SnapshotImage implements BlockDevice {
 
   /** Which of the range's blocks changed after the snapshot with this number: runs of bytes, in order. */
   changedSince(number: number, offset: number, length: number): Array<{ length: number; changed: boolean }> {
-    const { blockSize } = this.tracker.cbt;
-    const map = this.area.frozenMap;
+    const { blockSize, frozenMap: map } = this.area;
     const end = Math.min(offset + length, this.size);
     const result: Array<{ length: number; changed: boolean }> = [];
     let from = offset;

@@ -3,7 +3,7 @@
  *  Hot path: submit. A mark is made before the write goes on, and nothing that can fail lies
  *  between the two: a write is never passed on unmarked or uncopied. */
 
-import { BlksnapError } from '../util/errors.ts';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import type { Arena } from '../io/arena.ts';
 import type { Reactor } from '../io/reactor.ts';
 import { changesData, rangeError } from '../block/bio.ts';
@@ -89,13 +89,8 @@ export class Tracker extends BlockFilter {
   }
 
   override async attach(disk: Disk): Promise<void> {
-    const { mapPath, originPath, reactor, pool, copyMemory } = this.#options;
-    this.#cbt = CbtMap.open({
-      path: mapPath,
-      deviceSize: disk.size,
-      originPath,
-      limits: trackingLimits(this.#parameters),
-    });
+    const { mapPath, reactor, pool, copyMemory } = this.#options;
+    this.#cbt = this.#openMap(mapPath, disk.size);
     this.#disk = disk;
     this.#size = disk.size;
     this.#readOnly = disk.readOnly;
@@ -103,12 +98,31 @@ export class Tracker extends BlockFilter {
       reactor,
       pool,
       memory: copyMemory,
-      deviceSize: disk.size,
       timeoutMs: this.#parameters.cowTimeoutMs,
       above: this,
       holes: () => (this.below === disk.device ? (disk.device.holes ?? null) : null),
       onBroken: (area, errno) => this.onBroken(area, errno),
     });
+  }
+
+  #openMap(path: string | null, deviceSize: number): CbtMap {
+    const { originPath } = this.#options;
+    return CbtMap.open({ path, deviceSize, originPath, limits: trackingLimits(this.#parameters) });
+  }
+
+  /** A new history begins. A map file that cannot be made is no reason to miss a change: memory will do. */
+  override resized(size: number): void {
+    let reason = `the disk was resized from ${this.#size} to ${size} bytes`;
+    this.cbt.close();
+    try {
+      this.#cbt = this.#openMap(this.#options.mapPath, size);
+    } catch (cause) {
+      this.#cbt = this.#openMap(null, size);
+      reason += `, and ${toBlksnapError(cause).message}`;
+    }
+    this.cbt.renew(reason);
+    this.#size = size;
+    this.cow.resized(size);
   }
 
   override async detach(): Promise<void> {
@@ -159,9 +173,11 @@ export class Tracker extends BlockFilter {
   #markFrom(index: number, offset: number, length: number): void {
     const { cbt, cow } = this;
     cbt.mark(offset, length, this.#options.reactor.now());
-    const first = Math.floor(offset / cbt.blockSize);
-    const end = Math.floor((offset + length - 1) / cbt.blockSize) + 1;
-    for (const area of cow.areas.slice(index)) area.frozenMap.fill(area.changeNumber, first, end);
+    for (const { frozenMap, changeNumber, blockSize } of cow.areas.slice(index)) {
+      const first = Math.floor(offset / blockSize);
+      const end = Math.floor((offset + length - 1) / blockSize) + 1;
+      frozenMap.fill(changeNumber, first, end);
+    }
   }
 }
 

@@ -45,6 +45,9 @@ export interface BlockDevice extends BioSink {
   /** The states of [offset, offset + length), in order; covers at least the first byte, and may stop
    *  early. "Unknown" is data: neither hole nor zero. Slow path. Rejects with EIO and the like. */
   extents(offset: number, length: number): Promise<Extent[]>;
+  /** Takes over the size that the file or device has now, and returns it. No bio may be under way. Absent where
+   *  the size cannot change. Errors: EINVAL for a size that a disk cannot have; it is then as before. */
+  refreshSize?(): number;
   /** Gives back what the device holds. No bio may be under way. Safe to call twice. */
   close(): Promise<void>;
 }

@@ -153,6 +153,22 @@ export class Disk implements BlockDevice, BioGate {
   }
 
   /** As the filters have it: one that redirects bios answers for where they go. */
+  /** Takes over the size that the file or device below has now, behind the gate. Clients learn it when they
+   *  connect again. Errors: EOPNOTSUPP where the size cannot change; EINVAL for one that a disk cannot have. */
+  async resize(): Promise<number> {
+    const { device } = this;
+    await this.#changeStack(async () => {
+      if (device.refreshSize === undefined) {
+        throw new BlksnapError('EOPNOTSUPP', `Cannot resize disk "${this.name}": its size cannot change`);
+      }
+      const before = device.size;
+      const size = device.refreshSize();
+      if (size === before) return;
+      for (const filter of this.#filters.toReversed()) filter.resized(size);
+    });
+    return device.size;
+  }
+
   extents(offset: number, length: number): Promise<Extent[]> {
     let ask = (from: number, bytes: number): Promise<Extent[]> => this.device.extents(from, bytes);
     for (const filter of this.#filters.toReversed()) {

@@ -63,7 +63,7 @@ export function fileDevice(fd: number, path: string, options: OpenDeviceOptions)
   return new DescriptorDevice(options.reactor, {
     name: path,
     fd,
-    size,
+    sizeNow: () => fs.fstatSync(fd).size,
     logicalBlockSize: alignment.offset,
     physicalBlockSize: Math.max(PAGE, alignment.offset),
     readOnly,

@@ -30,6 +30,8 @@ export abstract class BlockFilter implements BioSink {
   abstract attach(disk: Disk): Promise<void>;
   /** Called behind the disk's gate, after the last bio. Errors: EBUSY when it cannot go now. */
   abstract detach(): Promise<void>;
+  /** Hears that the disk has another size now. Called behind its gate, lowest filter first; must not fail. */
+  resized(_size: number): void {}
   /** A command of the filter's own. Errors: EINVAL for one it does not know. */
   abstract ctl(command: string, payload: unknown): Promise<unknown>;
 }

@@ -59,7 +59,7 @@ function describeDevice(fd: number, path: string, options: OpenDeviceOptions, sy
   return new DescriptorDevice(options.reactor, {
     name: path,
     fd,
-    size,
+    sizeNow: () => ask(fd, BLKGETSIZE64, path),
     logicalBlockSize,
     physicalBlockSize: Math.max(logicalBlockSize, ask(fd, BLKPBSZGET, path)),
     readOnly,

@@ -150,6 +150,17 @@ export class Disks {
     });
   }
 
+  /** Takes over the size that a disk's file or device has now. Clients learn it when they connect again.
+   *  Errors: ENOENT; EOPNOTSUPP where the size cannot change; EINVAL for one that a disk cannot have. */
+  async resize(name: string): Promise<DiskView> {
+    return await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
+      const entry = this.#entry(name);
+      const info = await this.#host.io.call('resize', { name });
+      this.#host.log.info({ disk: name, size: info.size }, 'resized');
+      return this.#view(name, entry, info);
+    });
+  }
+
   // --- filters --------------------------------------------------------------------------------
 
   async filters(): Promise<FilterView[]> {

@@ -146,6 +146,8 @@ export interface IoCalls {
   detach: { args: { readonly name: string }; result: void };
   disks: { args: Record<never, never>; result: DiskInfo[] };
   /** Reads a disk's partition table anew. The disk and its partitions. */
+  /** Takes over the size that the file or device has now. */
+  resize: { args: { readonly name: string }; result: DiskInfo };
   rescan: { args: { readonly name: string }; result: DiskInfo[] };
   /** The kinds of filters that are known, and the disks that have each. */
   filters: { args: Record<never, never>; result: Array<{ readonly name: string; readonly disks: string[] }> };

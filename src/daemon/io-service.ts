@@ -115,6 +115,10 @@ export class IoService {
     detach: ({ name }) => this.#detach(name),
     disks: async () => [...this.#served.keys()].flatMap((name) => this.#infos(name)),
     rescan: ({ name }) => this.#rescan(name),
+    resize: async ({ name }) => {
+      await this.#disk(name).resize();
+      return this.#info(name);
+    },
     filters: async () => this.#filters.list([...this.#served.values()].map(({ disk }) => disk)),
     filterAttach: async ({ disk, ...filter }) => {
       await this.#filters.attach(this.#disk(disk), filter);
@@ -273,10 +277,12 @@ export class IoService {
     return this.#get(name).tracker;
   }
 
-  /** While a snapshot is held, the map as of the newest take. */
+  /** While a snapshot is held, the map as of the newest take, unless a new history has begun since. */
   #cbtMap(name: string, offset: number, length: number): Uint8Array {
     const tracker = this.#tracker(name);
-    const whole = tracker.cow.areas.findLast((area) => area.alive)?.frozenMap ?? tracker.cbt.map;
+    const { map: live, generationId } = tracker.cbt;
+    const newest = tracker.cow.areas.findLast((area) => area.alive);
+    const whole = newest?.generationId === generationId ? newest.frozenMap : live;
     const partition = this.#partition(name)?.partition;
     const map = partition === undefined ? whole : partitionMap(whole, tracker.cbt.blockSize, partition);
     if (offset > map.length) {

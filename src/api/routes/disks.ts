@@ -47,6 +47,17 @@ const detach = createRoute({
   responses: { 204: { description: 'Done' }, ...failures },
 });
 
+const resize = createRoute({
+  method: 'post',
+  path: '/v1/disks/{name}/resize',
+  summary: 'Take over the size that the file or device has now',
+  description:
+    'Begins a new history of changes. Images keep their size; those that need what was cut off are lost. NBD clients ' +
+    'learn the new size when they connect again.',
+  request: { params: nameParam },
+  responses: { 200: jsonResult('The disk', diskView), ...failures },
+});
+
 const rescan = createRoute({
   method: 'post',
   path: '/v1/disks/{name}/rescan',
@@ -96,6 +107,7 @@ export function addDiskRoutes(app: OpenAPIHono, { daemon }: ApiContext): void {
     await daemon.disks.detach(c.req.valid('param').name);
     return c.body(null, 204);
   });
+  app.openapi(resize, async (c) => c.json(await daemon.disks.resize(c.req.valid('param').name), 200));
   app.openapi(rescan, async (c) => c.json({ disks: await daemon.disks.rescan(c.req.valid('param').name) }, 200));
   app.openapi(mount, async (c) => c.json(await daemon.disks.mount(c.req.valid('json')), 201));
   app.openapi(getCbt, async (c) => {

@@ -59,6 +59,13 @@ export function addDiskCommands(program: Command): void {
     .action(mount);
 
   addCommand(program, 'list', { summary: 'List the disks and mounts', examples: ['list', 'list --json'] }).action(list);
+  addCommand(program, 'resize <name>', {
+    summary: "Take over the size that a disk's file or device has now",
+    more:
+      'After truncate, lvextend and the like: clients learn the size when they connect again, the next backup is full. ' +
+      'Images keep their size; those that need what was cut off are lost.',
+    examples: ['resize vm'],
+  }).action(resize);
   addCommand(program, 'status', { summary: 'Tell what the daemon is and does', examples: ['status'] }).action(status);
   addCommand(program, 'cbt <name>', {
     summary: "Tell where the history of a disk's changes stands",
@@ -143,6 +150,12 @@ function printDisks(disks: readonly DiskView[]): void {
 function stateOf({ state, kind, readOnly }: DiskView): string {
   if (state === 'failed') return state;
   return [kind === 'mount' ? 'mounted' : 'attached', ...(readOnly ? ['read-only'] : [])].join(', ');
+}
+
+async function resize(name: string, options: CommonOptions): Promise<void> {
+  const disk = await (await connect(options)).resize(name);
+  if (options.json) printJson(disk);
+  else printLine(formatSize(disk.size));
 }
 
 async function status(options: CommonOptions): Promise<void> {
