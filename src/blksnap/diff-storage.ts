@@ -265,8 +265,8 @@ export class DiffStorage {
     this.#writing++;
     const { fd, base } = batch.piece;
     const offset = (batch.position - base) * CHUNK;
-    if (batch.count === 1) this.#reactor.write(fd, batch.segments[0]!, batch.bytes, offset, false, batch);
-    else this.#reactor.writeGather(fd, batch.segments, batch.count, offset, batch);
+    if (batch.count === 1) this.#reactor.writeCached(fd, batch.segments[0]!, batch.bytes, offset, batch);
+    else this.#reactor.writeGatherCached(fd, batch.segments, batch.count, offset, batch);
   }
 
   batchEnded(batch: Batch, status: number): void {

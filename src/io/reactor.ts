@@ -71,10 +71,11 @@ export interface Reactor {
   read(fd: number, at: number, length: number, offset: number, completion: Completion): void;
   /** Writes; with `durable`, the data is on stable storage at the end (RWF_DSYNC). */
   write(fd: number, at: number, length: number, offset: number, durable: boolean, completion: Completion): void;
-  /** As read and write, for a file whose data is normally in memory (the page cache, tmpfs): a driver may
+  /** As read, write and writeGather, for a file whose data is normally in memory (the page cache, tmpfs): a driver may
    *  run them at once, on this thread, as long as that turns out to be quick. */
   readCached(fd: number, at: number, length: number, offset: number, completion: Completion): void;
   writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void;
+  writeGatherCached(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void;
   /** Gathers `count` segments into one write. `segments` holds pairs of (at, length), and must stay
    *  untouched until the end. At most IOV_MAX (1024) segments. */
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void;

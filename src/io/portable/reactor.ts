@@ -77,6 +77,16 @@ export class PortableReactor implements Reactor, SocketHost {
     this.write(fd, at, length, offset, false, completion);
   }
 
+  writeGatherCached(
+    fd: number,
+    segments: Float64Array,
+    count: number,
+    offset: number,
+    completion: Completion,
+  ): void {
+    this.writeGather(fd, segments, count, offset, completion);
+  }
+
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
     const callback = this.#callback(completion);
     const views: Uint8Array[] = [];
