@@ -26,7 +26,7 @@ export function oneDevice(devices: readonly string[] | undefined): string {
   return device;
 }
 
-export async function findDisk(client: Client, device: string): Promise<DiskView | undefined> {
+async function findDisk(client: Client, device: string): Promise<DiskView | undefined> {
   const disks = await client.disks();
   const named = disks.find(({ name }) => name === device);
   if (named !== undefined) return named;
