@@ -263,10 +263,12 @@ export class DiffStorage {
     if (batch === null) return;
     this.#batch = null;
     this.#writing++;
-    const { fd, base } = batch.piece;
+    const { fd, base, reserving } = batch.piece;
+    const { segments, count } = batch;
     const offset = (batch.position - base) * CHUNK;
-    if (batch.count === 1) this.#reactor.writeCached(fd, batch.segments[0]!, batch.bytes, offset, batch);
-    else this.#reactor.writeGatherCached(fd, batch.segments, batch.count, offset, batch);
+    // Reserving space locks the file for as long as it takes: not a time to write on this thread.
+    if (reserving) this.#reactor.writeGather(fd, segments, count, offset, batch);
+    else this.#reactor.writeGatherCached(fd, segments, count, offset, batch);
   }
 
   batchEnded(batch: Batch, status: number): void {

@@ -18,7 +18,7 @@ export class InlineGuard {
     return length <= INLINE_BYTES && nowMs >= this.#resumeMs;
   }
 
-  /** Learns how long a call took. */
+  /** Learns how long a turn with such calls took. */
   took(beganMs: number, endedMs: number): void {
     if (endedMs - beganMs < SLOW_MS) return;
     // A quiet time as long as the pause itself, and the next slow call counts as the first again.

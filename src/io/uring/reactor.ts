@@ -94,6 +94,8 @@ export class UringReactor implements Reactor, StreamHost {
   #spareDone: Completion[] = [];
   #spareResults: number[] = [];
   readonly #inline = new InlineGuard();
+  /** Something was done at once in this turn. */
+  #inlined = false;
   #shortSleeps = 0;
   /** How long a cooperative loop sleeps. */
   #patienceMs = COOPERATIVE_WAITS_MS.first;
@@ -152,16 +154,14 @@ export class UringReactor implements Reactor, StreamHost {
 
   readCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
     if (!this.#inline.allows(length, this.#now)) return this.read(fd, at, length, offset, completion);
-    const began = performance.now();
+    this.#inlined = true;
     this.finish(completion, readAt(fd, this.arena.address + at, length, offset));
-    this.#inline.took(began, performance.now());
   }
 
   writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
     if (!this.#inline.allows(length, this.#now)) return this.write(fd, at, length, offset, false, completion);
-    const began = performance.now();
+    this.#inlined = true;
     this.finish(completion, writeAt(fd, this.arena.address + at, length, offset));
-    this.#inline.took(began, performance.now());
   }
 
   /** For streams. Ends an operation that was done at once: its completion runs later in the turn. */
@@ -187,9 +187,8 @@ export class UringReactor implements Reactor, StreamHost {
     for (let i = 0; i < count; i++) length += segments[i * 2 + 1]!;
     const iovecs = this.#iovecs(segments, count);
     if (!this.#inline.allows(length, this.#now)) return this.start(OP_WRITEV, fd, iovecs, count, offset, 0, completion);
-    const began = performance.now();
+    this.#inlined = true;
     this.finish(completion, writeVectorAt(fd, iovecs, count, offset));
-    this.#inline.took(began, performance.now());
   }
 
   /** Writes the segments as struct iovec; their address. Good until the end of the turn, which submits. */
@@ -417,6 +416,10 @@ export class UringReactor implements Reactor, StreamHost {
     // Replies leave in microtasks, before the hooks' background work.
     if (runMicrotasks !== undefined) runMicrotasks();
     for (const hook of this.#hooks) hook();
+    if (this.#inlined) {
+      this.#inlined = false;
+      this.#inline.took(this.#now, performance.now());
+    }
   }
 
   /** Submits, and waits for a completion. After several short sleeps in a row the next completion is
