@@ -17,8 +17,6 @@ export const DISCARD = 3;
 export const WRITE_ZEROES = 4;
 export type Op = typeof READ | typeof WRITE | typeof FLUSH | typeof DISCARD | typeof WRITE_ZEROES;
 
-export const OP_NAMES = ['read', 'write', 'flush', 'discard', 'writeZeroes'] as const satisfies Record<Op, string>;
-
 /** The data is on stable storage when the bio ends (write, writeZeroes, discard). */
 export const FUA = 1;
 /** writeZeroes must leave the range allocated. */

@@ -55,7 +55,7 @@ export function ffiAvailable(): boolean {
 function libc(): Libc {
   if (loaded !== null) return loaded;
   const library = koffi.load(null);
-  const bind = <T>(signature: string): T => library.func(signature) as T;
+  const bind = (signature: string): koffi.KoffiFunction => library.func(signature);
   loaded = {
     mmap: bind('uint64_t mmap(uint64_t, size_t, int, int, int, int64_t)'),
     munmap: bind('int munmap(uint64_t, size_t)'),
@@ -113,7 +113,7 @@ function map(result: Num, length: number): Mapping | number {
 }
 
 /** The memory of this process at an address: the same bytes on every thread. The caller vouches for the mapping. */
-export function memoryAt(address: number, length: number): ArrayBuffer {
+function memoryAt(address: number, length: number): ArrayBuffer {
   return koffi.view(BigInt(address), length);
 }
 

@@ -59,7 +59,7 @@ test('fio verifies what it wrote while snapshots come and go, and their images s
     rounds++;
   }
   const { code, output } = await load.ended;
-  expect(code, output).toBe(0);
+  expect({ code, output }).toMatchObject({ code: 0 });
   expect(rounds).toBeGreaterThan(1);
 });
 
@@ -85,7 +85,7 @@ test('after kill -9 under load the next backup is an increment, and exact', asyn
     await load.ended;
     await daemon.start();
     const { point } = await daemon.json<BackedUp>('backup', 'vm', '--to', target);
-    expect(point.kind).toBe('incremental');
+    expect(point).toMatchObject({ kind: 'incremental' });
     expect(point.bytesRead).toBeGreaterThan(0);
     const restored = daemon.path(`restored-${round}`);
     await daemon.cli('restore', target, '--disk', 'vm', '--point', point.id, '--to', restored);

@@ -36,7 +36,6 @@ export const OP_CONNECT = 16;
 export const OP_FALLOCATE = 17;
 export const OP_READ = 22;
 export const OP_WRITE = 23;
-export const OP_SEND = 26;
 export const OP_RECV = 27;
 
 const high = (value: number): number => Math.floor(value / 2 ** 32) >>> 0;

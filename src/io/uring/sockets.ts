@@ -40,7 +40,7 @@ export async function resolveHost(address: SocketAddress): Promise<SocketAddress
   }
 }
 
-export function familyOf(address: SocketAddress): number {
+function familyOf(address: SocketAddress): number {
   if (address.kind === 'unix') return AF_UNIX;
   return net.isIPv6(address.host) ? AF_INET6 : AF_INET;
 }
