@@ -55,7 +55,7 @@ export function ffiAvailable(): boolean {
 function libc(): Libc {
   if (loaded !== null) return loaded;
   const library = koffi.load(null);
-  const bind = (signature: string): koffi.KoffiFunction => library.func(signature);
+  const bind = library.func.bind(library) as (signature: string) => ReturnType<typeof library.func>;
   loaded = {
     mmap: bind('uint64_t mmap(uint64_t, size_t, int, int, int, int64_t)'),
     munmap: bind('int munmap(uint64_t, size_t)'),
