@@ -46,6 +46,7 @@ const copiesView = shape<StatusView['copies']>()(
       storedBytes: bytes,
       heldWrites: z.int().openapi({ description: 'Writes that waited for a read' }),
       memoryWaits: z.int().openapi({ description: 'Writes that waited for copy memory' }),
+      releasedChunks: z.int().openapi({ description: 'Freed, or never copied: readers were done with them' }),
       brokenImages: z.int().openapi({ description: 'Images that were lost' }),
     })
     .openapi('Copies'),
@@ -135,6 +136,7 @@ const imageView = shape<ImageView>()(
     .object({
       disk: z.string(),
       uri: z.string(),
+      readOnceUri: z.string().openapi({ description: 'For a reader that discards what it is done with' }),
       exportName: z.string(),
       size: bytes,
       generationId: z.string(),

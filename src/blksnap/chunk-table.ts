@@ -1,12 +1,13 @@
 /** Which chunks of a device were saved, and where: a sparse table with one u32 per chunk.
  *
  *  Memory is taken only for the 4 MiB neighbourhoods (1024 chunks) in which something was saved; those
- *  that are zeros throughout share one.
+ *  that are zeros or gone throughout share one.
  *
  *      value                meaning
  *      0                    not saved
  *      1                    saved: all zeros, stored nowhere
- *      2 .. 2^31-1          saved: at storage position value - 2 (in chunks)
+ *      2 .. 2^31-2          saved: at storage position value - 2 (in chunks)
+ *      2^31-1               gone: its readers are done with it, it is saved for nobody
  *      2^31 | run           saved: in memory, being stored; `run` indexes the area's runs
  *      3*2^30 | run         being read: not saved yet */
 
@@ -20,21 +21,24 @@ export type ChunkIndex = number & { readonly [chunkBrand]: true };
 export const UNSAVED = 0;
 export const ZERO = 1;
 export const FIRST_POSITION = 2;
+export const GONE = 0x7fff_ffff;
 export const STORING = 0x8000_0000;
 export const READING = 0xc000_0000;
 const RUN_MASK = 0x3fff_ffff;
 /** The most chunks that one storage can hold: 8 TiB. */
-export const MAX_POSITION = 0x8000_0000 - FIRST_POSITION;
+export const MAX_POSITION = GONE - FIRST_POSITION;
 
-const LEAF = 1024;
+/** Chunks of a neighbourhood. */
+export const LEAF = 1024;
 /** Shared, never changed: `set` makes a copy. */
 const ZEROS = new Uint32Array(LEAF).fill(ZERO);
+const GONES = new Uint32Array(LEAF).fill(GONE);
 
 export function chunkOf(offset: number): ChunkIndex {
   return Math.floor(offset / CHUNK) as ChunkIndex;
 }
 
-/** Whether the chunk's old data is safe, in memory or in the storage. */
+/** Whether a write need not wait: the chunk's old data is safe, in memory or in the storage, or nobody's any more. */
 export function isSaved(value: number): boolean {
   return value !== UNSAVED && value < READING;
 }
@@ -60,7 +64,7 @@ export class ChunkTable {
     const leaf = Math.floor(chunk / LEAF);
     let values = this.#leaves[leaf];
     if (values === undefined) values = this.#leaves[leaf] = new Uint32Array(LEAF);
-    else if (values === ZEROS) values = this.#leaves[leaf] = ZEROS.slice();
+    else if (values === ZEROS || values === GONES) values = this.#leaves[leaf] = values.slice();
     values[chunk - leaf * LEAF] = value;
   }
 
@@ -73,10 +77,28 @@ export class ChunkTable {
     return LEAF;
   }
 
-  /** Every chunk with a value, ascending, but for neighbourhoods of nothing but zeros. Slow path. */
+  /** Sets a whole neighbourhood to GONE where `first` begins one before `end` in which nothing is stored or on its
+   *  way. The number of chunks set: all of it, or none. */
+  loseUnstored(first: ChunkIndex, end: number): number {
+    const leaf = first / LEAF;
+    if (first + LEAF > end || !Number.isInteger(leaf)) return 0;
+    const values = this.#leaves[leaf];
+    const stored = (value: number): boolean => value >= FIRST_POSITION && value !== GONE;
+    if (values !== undefined && values !== ZEROS && values !== GONES && values.some(stored)) return 0;
+    this.#leaves[leaf] = GONES;
+    return LEAF;
+  }
+
+  /** Gives up the memory of the chunk's neighbourhood when all of it is gone. */
+  share(chunk: ChunkIndex): void {
+    const leaf = Math.floor(chunk / LEAF);
+    if (this.#leaves[leaf]?.every((value) => value === GONE) === true) this.#leaves[leaf] = GONES;
+  }
+
+  /** Every chunk with a value, ascending, but for neighbourhoods of nothing but zeros, or gone. Slow path. */
   *entries(): Generator<{ chunk: ChunkIndex; value: number }> {
     for (const [leaf, values] of this.#leaves.entries()) {
-      if (values === undefined || values === ZEROS) continue;
+      if (values === undefined || values === ZEROS || values === GONES) continue;
       for (const [i, value] of values.entries()) {
         if (value !== UNSAVED) yield { chunk: (leaf * LEAF + i) as ChunkIndex, value };
       }

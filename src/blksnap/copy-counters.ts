@@ -12,6 +12,8 @@ export interface CopyCounters {
   /** Writes held for a read, and of those held for memory. */
   heldWrites: number;
   memoryWaits: number;
+  /** Chunks that readers were done with: freed, or never copied. */
+  releasedChunks: number;
   /** Images given up. */
   brokenImages: number;
 }
@@ -25,6 +27,7 @@ export const NO_COPIES: CopyCounters = {
   storedBytes: 0,
   heldWrites: 0,
   memoryWaits: 0,
+  releasedChunks: 0,
   brokenImages: 0,
 };
 

@@ -144,6 +144,19 @@ export class CopyOnWrite implements CowRunOwner {
     this.#wakeStarved();
   }
 
+  /** Nobody will read this range of the area's image again: what was saved of it is freed, and writes there are no
+   *  longer copied. What older images read through this area stays, and so do chunks on their way. Slow path. */
+  release(area: DiffArea, offset: number, length: number): void {
+    const index = this.#areas.indexOf(area);
+    if (index < 0 || !area.active) return;
+    area.released = true;
+    const older = this.#areas.findLastIndex((other, i) => i < index && other.active);
+    const first = chunkOf(offset + CHUNK - 1);
+    const end = offset + length >= area.size ? area.lastChunk + 1 : chunkOf(offset + length);
+    const needed = older < 0 ? null : (chunk: ChunkIndex): boolean => this.#unsavedBetween(older, index, chunk);
+    this.counters.releasedChunks += area.lose(first, end, needed);
+  }
+
   /** The origin has another size. Growth needs nothing: what lies beyond an area's size is not its business.
    *  After shrinking, images that still read what was cut off are lost. Behind the gate. */
   resized(size: number): void {

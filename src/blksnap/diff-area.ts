@@ -5,7 +5,7 @@
  *  the list, as metadata and storage alone, while an older image still needs what it saved. */
 
 import type { CbtMap } from './cbt-map.ts';
-import { CHUNK, ChunkTable, FIRST_POSITION, STORING, UNSAVED, chunkOf } from './chunk-table.ts';
+import { CHUNK, ChunkTable, FIRST_POSITION, GONE, LEAF, UNSAVED, chunkOf } from './chunk-table.ts';
 import type { ChunkIndex } from './chunk-table.ts';
 import type { CowRun } from './cow-run.ts';
 import type { DiffStorage } from './diff-storage.ts';
@@ -26,6 +26,8 @@ export class DiffArea {
   changeNumber = 0;
   /** Alive: there is a snapshot image for it. */
   alive = true;
+  /** A reader of the image has been done with some of it. */
+  released = false;
   /** 0, or why the image is lost (an errno). */
   brokenBy = 0;
   /** Runs by the number that the table holds; null where the number is free. */
@@ -75,27 +77,69 @@ export class DiffArea {
     this.freeRuns.push(index);
   }
 
+  /** Marks chunks as gone, but for those that somebody else needs (null: nobody does) or that are on their way, and
+   *  gives their space back. Their number. */
+  lose(first: ChunkIndex, end: number, needed: ((chunk: ChunkIndex) => boolean) | null): number {
+    const rows = new Rows(this.storage);
+    let lost = 0;
+    for (let chunk = first; chunk < end;) {
+      // All that was never stored is passed over in large steps, and takes no memory.
+      const step = needed === null ? this.table.loseUnstored(chunk, end) : 0;
+      if (step > 0) {
+        lost += step;
+        chunk = (chunk + step) as ChunkIndex;
+        continue;
+      }
+      const value = this.table.get(chunk);
+      if (value < GONE && (needed === null || !needed(chunk))) {
+        if (value >= FIRST_POSITION) rows.add(value - FIRST_POSITION);
+        this.table.set(chunk, GONE);
+        lost++;
+      }
+      chunk = (chunk + 1) as ChunkIndex;
+      if (chunk >= end || chunk % LEAF === 0) this.table.share((chunk - 1) as ChunkIndex);
+    }
+    rows.end();
+    return lost;
+  }
+
   /** Forgets every stored chunk for which `needed` is false and gives its space back. Runs on their way are
    *  left alone, and so are zeros, which take none. */
   discard(needed: (chunk: ChunkIndex) => boolean): void {
-    let from = 0;
-    let count = 0;
+    const rows = new Rows(this.storage);
     for (const { chunk, value } of this.table.entries()) {
-      if (value < FIRST_POSITION || value >= STORING || needed(chunk)) continue;
+      if (value < FIRST_POSITION || value >= GONE || needed(chunk)) continue;
       this.table.set(chunk, UNSAVED);
-      const position = value - FIRST_POSITION;
-      if (count > 0 && position === from + count) {
-        count++;
-        continue;
-      }
-      if (count > 0) this.storage.punch(from, count);
-      from = position;
-      count = 1;
+      rows.add(value - FIRST_POSITION);
     }
-    if (count > 0) this.storage.punch(from, count);
+    rows.end();
   }
 
   get savedBytes(): number {
     return this.savedChunks * CHUNK;
+  }
+}
+
+/** Gives positions back to a storage, neighbours at once. */
+class Rows {
+  readonly #storage: DiffStorage;
+  #from = 0;
+  #count = 0;
+
+  constructor(storage: DiffStorage) {
+    this.#storage = storage;
+  }
+
+  add(position: number): void {
+    if (this.#count === 0 || position !== this.#from + this.#count) {
+      this.end();
+      this.#from = position;
+    }
+    this.#count++;
+  }
+
+  end(): void {
+    if (this.#count > 0) this.#storage.punch(this.#from, this.#count);
+    this.#count = 0;
   }
 }

@@ -202,6 +202,7 @@ export class DiffStorage {
   punch(position: number, count: number): void {
     const piece = this.#pieceOf(position);
     this.#freed += count;
+    piece.freed(count);
     this.#writing++;
     this.#reactor.allocate(piece.fd, ALLOCATE_PUNCH_HOLE, (position - piece.base) * CHUNK, count * CHUNK, {
       complete: () => {

@@ -14,7 +14,7 @@ import { pushExtent } from '../block/device.ts';
 import type { BlockDevice, Capabilities, Extent } from '../block/device.ts';
 import { assert, unreachable } from '../util/assert.ts';
 import { ERRNO } from '../util/errors.ts';
-import { CHUNK, FIRST_POSITION, STORING, UNSAVED, ZERO, chunkOf, runOf } from './chunk-table.ts';
+import { CHUNK, FIRST_POSITION, GONE, STORING, UNSAVED, ZERO, chunkOf, runOf } from './chunk-table.ts';
 import type { ChunkIndex, ChunkTable } from './chunk-table.ts';
 import type { DiffArea } from './diff-area.ts';
 import { ImageOverlay } from './image-overlay.ts';
@@ -174,6 +174,11 @@ export class SnapshotImage implements BlockDevice {
         continue;
       }
       const value = overlaid !== UNSAVED ? overlaid : holder.table.get(chunk);
+      if (value === GONE) {
+        parent.status = ERRNO.EIO;
+        from = (chunk + 1) * CHUNK;
+        continue;
+      }
       const table = overlaid !== UNSAVED ? this.#overlay.table : holder.table;
       from = this.#readSaved(parent, holder, table, value, from, end, at + from - offset);
     }
@@ -268,7 +273,23 @@ export class SnapshotImage implements BlockDevice {
   storageRead(piece: Piece, result: number): void {
     const { parent, length } = piece;
     this.#sparePieces.push(piece);
-    this.#pieceEnded(parent, result === length ? 0 : result < 0 ? -result : ERRNO.EIO);
+    // Freed under the read, it would read as zeros.
+    const gone = this.area.released && this.#anyGone(piece.offset, length);
+    this.#pieceEnded(parent, result === length && !gone ? 0 : result < 0 ? -result : ERRNO.EIO);
+  }
+
+  #anyGone(offset: number, length: number): boolean {
+    const last = chunkOf(offset + length - 1);
+    for (let chunk = chunkOf(offset); chunk <= last; chunk++) {
+      if (this.area.table.get(chunk) === GONE && this.#overlay.table.get(chunk) === UNSAVED) return true;
+    }
+    return false;
+  }
+
+  /** A reader is done with the range: see CopyOnWrite.release. Reading it again ends with EIO, or with the right
+   *  data where another snapshot, or a write to the image, still keeps it. */
+  release(offset: number, length: number): void {
+    if (!this.#closed) this.tracker.cow.release(this.area, offset, length);
   }
 
   // --- slow paths -----------------------------------------------------------------------------

@@ -16,7 +16,9 @@ import type { Bio, BioSink, Op } from '../block/bio.ts';
 import { Disk } from '../block/disk.ts';
 import type { BlockDevice, Capabilities, Extent, HoleFinder } from '../block/device.ts';
 import { openDevice } from '../block/open.ts';
+import { ERRNO } from '../util/errors.ts';
 import { Prng } from '../util/prng.ts';
+import { CHUNK } from './chunk-table.ts';
 import { MIB } from '../util/units.ts';
 import { SnapshotSet } from './snapshot-set.ts';
 import type { Snapshot } from './snapshot.ts';
@@ -93,6 +95,8 @@ interface ModelImage {
   readonly image: SnapshotImage;
   readonly owner: ModelDisk;
   readonly content: Uint8Array;
+  /** Chunks that a reader was done with: they read right, or not at all. */
+  readonly released: Set<number>;
 }
 
 interface Range {
@@ -214,6 +218,7 @@ class World {
       if (image === undefined) continue;
       const seen = this.range(image.content.length);
       const written = taken.get(image) ?? [];
+      if (releasedIn(image, seen)) continue;
       if (this.random.chance(0.15) && !written.some((other) => overlap(other, seen))) {
         taken.set(image, [...written, seen]);
         running.push(this.change(image.image, image.content, seen));
@@ -257,9 +262,31 @@ class World {
         const fresh = sector.equals(owner.content.subarray(at, at + SECTOR));
         expect(old || fresh, `${image.name}: sector at ${at} is neither old nor new`).toBe(true);
       }
-      images.push({ image, owner, content });
+      images.push({ image, owner, content, released: new Set() });
     }
     this.held.set(snapshot, images);
+  }
+
+  /** A reader is done with some of an image. */
+  release(): void {
+    const images = [...this.held.values()].flat();
+    const model = images[this.random.below(Math.max(1, images.length))];
+    if (model === undefined) return;
+    const first = this.random.below(Math.ceil(model.content.length / CHUNK));
+    const end = first + 1 + this.random.below(40);
+    model.image.release(first * CHUNK, Math.min(end * CHUNK, model.content.length) - first * CHUNK);
+    for (let chunk = first; chunk < end && chunk * CHUNK < model.content.length; chunk++) model.released.add(chunk);
+  }
+
+  async expectRightOrNothing(image: SnapshotImage, content: Uint8Array, offset: number): Promise<void> {
+    const want = content.subarray(offset, offset + CHUNK);
+    const { arena } = this.reactor;
+    const at = arena.allocate(CHUNK);
+    const status = await runBio(this.pool, image, { op: READ, offset, length: want.length, at });
+    const got = Buffer.from(arena.bytes.slice(at, at + want.length));
+    arena.release(at);
+    if (status === 0) expect(got.equals(want), `${image.name}: released chunk at ${offset} is wrong`).toBe(true);
+    else expect(status).toBe(ERRNO.EIO);
   }
 
   /** Cuts or extends a disk. Only images that are larger than what is left may be lost. */
@@ -298,9 +325,10 @@ class World {
       await this.expectContent(disk.name, disk, content, { offset: 0, length: content.length });
     }
     const images = [...this.held.values()].flat();
-    for (const { image, content } of images) {
+    for (const { image, content, released } of images) {
       expect(image.corrupted).toBe(0);
-      await this.expectContent(image.name, image, content, { offset: 0, length: content.length });
+      for (const range of pieces(content.length, released)) await this.expectContent(image.name, image, content, range);
+      for (const chunk of released) await this.expectRightOrNothing(image, content, chunk * CHUNK);
     }
     for (const newer of images) {
       for (const older of images) {
@@ -310,6 +338,24 @@ class World {
       }
     }
   }
+}
+
+function releasedIn({ released }: ModelImage, { offset, length }: Range): boolean {
+  for (let chunk = Math.floor(offset / CHUNK); chunk * CHUNK < offset + length; chunk++)
+    if (released.has(chunk)) return true;
+  return false;
+}
+
+/** What lies between the chunks left out. */
+function pieces(size: number, without: ReadonlySet<number>): Range[] {
+  const found: Range[] = [];
+  let offset = 0;
+  for (const chunk of [...[...without].sort((a, b) => a - b), Math.ceil(size / CHUNK)]) {
+    const end = Math.min(chunk * CHUNK, size);
+    if (end > offset) found.push({ offset, length: end - offset });
+    offset = (chunk + 1) * CHUNK;
+  }
+  return found;
 }
 
 function overlap(a: Range, b: Range): boolean {
@@ -343,6 +389,7 @@ describe.each<DriverName>(['uring', 'portable'])('core against the model, %s dri
       if (world.random.chance(0.25) && world.held.size < 4) await world.take();
       if (world.random.chance(0.15)) await world.destroy();
       if (world.random.chance(0.08)) await world.resize();
+      if (world.random.chance(0.2)) world.release();
       await world.burst();
       await world.check();
     }

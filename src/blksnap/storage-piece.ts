@@ -30,6 +30,7 @@ export class StoragePiece {
   /** Chunks reserved so far, and the first that was never given out. */
   #reserved = 0;
   #next = 0;
+  #freed = 0;
   #reserving = false;
   /** The place has no more room. */
   #full = false;
@@ -67,7 +68,7 @@ export class StoragePiece {
   }
 
   get #limit(): number {
-    return Math.floor(this.#limitBytes / CHUNK);
+    return Math.floor(Math.min(this.#limitBytes + this.#freed * CHUNK, this.#o.place.sizeBytes) / CHUNK);
   }
 
   get #end(): number {
@@ -91,6 +92,12 @@ export class StoragePiece {
     if (!this.#reserving && this.#canGrow && this.#reserved - this.#next < this.portionBytes / 2 / CHUNK)
       void this.reserve();
     return first;
+  }
+
+  /** Chunks were given back: as many more may follow, where the place is not of a fixed size. */
+  freed(count: number): void {
+    this.#freed += count;
+    this.#full = false;
   }
 
   /** More may be kept here. The place may have got room, too. */

@@ -14,6 +14,7 @@ import type { Snapshot } from '../blksnap/snapshot.ts';
 import { SnapshotSet } from '../blksnap/snapshot-set.ts';
 import { refuseSharedOrigin } from '../blksnap/origin-guard.ts';
 import type { Parameters } from '../blksnap/parameters.ts';
+import { READ_ONCE, ReadOnceImage } from '../blksnap/read-once-image.ts';
 import { Tracker } from '../blksnap/tracker.ts';
 import { BioPool } from '../block/bio.ts';
 import { Disk } from '../block/disk.ts';
@@ -328,6 +329,13 @@ export class IoService {
         device: range === null ? image : new RangeDevice(exportName, image, { ...range, pool: this.#pool }),
         contexts: (query) => imageContexts(history, query),
       });
+      const once = new ReadOnceImage(image, `${exportName}${READ_ONCE}`);
+      this.#exports.set(once.name, {
+        name: once.name,
+        description: `disk ${disk} as of ${new Date(snapshot.createdAt).toISOString()}, to be read once`,
+        device: range === null ? once : new RangeDevice(once.name, once, { ...range, pool: this.#pool }),
+        contexts: (query) => imageContexts(history, query),
+      });
     }
     return this.#snapshotInfo(snapshot);
   }
@@ -341,7 +349,10 @@ export class IoService {
 
   async #destroySnapshot(id: string): Promise<void> {
     this.#snapshots.get(id);
-    for (const { exportName } of this.#views.get(id) ?? []) await this.#drop(exportName);
+    for (const { exportName } of this.#views.get(id) ?? []) {
+      await this.#drop(exportName);
+      await this.#drop(`${exportName}${READ_ONCE}`);
+    }
     this.#views.delete(id);
     await this.#snapshots.destroy(id);
   }

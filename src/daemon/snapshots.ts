@@ -2,6 +2,7 @@
  *  operation on each of its disks. */
 
 import type { SnapshotEvent } from '../blksnap/events.ts';
+import { READ_ONCE } from '../blksnap/read-once-image.ts';
 import { BlksnapError } from '../util/errors.ts';
 import { wholeDisk } from './disk-names.ts';
 import type { Disks } from './disks.ts';
@@ -175,7 +176,10 @@ export class Snapshots {
   }
 
   #snapshotView(info: SnapshotInfo): SnapshotView {
-    const images = info.images.map((image): ImageView => ({ ...image, uri: this.#host.uri(image.exportName) }));
+    const images = info.images.map((image): ImageView => {
+      const { exportName } = image;
+      return { ...image, uri: this.#host.uri(exportName), readOnceUri: this.#host.uri(`${exportName}${READ_ONCE}`) };
+    });
     return {
       ...info,
       createdAt: new Date(info.createdAt).toISOString(),

@@ -77,6 +77,8 @@ export interface FilterView {
 export interface ImageView {
   disk: string;
   uri: string;
+  /** For a reader that reads everything once, and says by discards what it is done with: docs/discard.md. */
+  readOnceUri: string;
   exportName: string;
   size: number;
   generationId: string;
