@@ -11,6 +11,7 @@ import { MIB } from '../util/units.ts';
 import { VERSION } from '../util/version.ts';
 import { httpStatus } from './http-status.ts';
 import { addDiskRoutes } from './routes/disks.ts';
+import { addMappedRoutes } from './routes/dm.ts';
 import { addEventRoute } from './routes/events.ts';
 import { addPreparedSnapshotRoutes } from './routes/prepared-snapshots.ts';
 import { addFilterRoutes } from './routes/filters.ts';
@@ -37,6 +38,7 @@ export function createApp(context: ApiContext): OpenAPIHono {
   addStatusRoute(app, context);
   addDiskRoutes(app, context);
   addFilterRoutes(app, context);
+  addMappedRoutes(app, context);
   addSnapshotRoutes(app, context);
   addPreparedSnapshotRoutes(app, context);
   addEventRoute(app, context);

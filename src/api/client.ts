@@ -14,12 +14,15 @@ import type {
   DiskView,
   EventView,
   FilterView,
+  MappedDevicesView,
+  MappedView,
   PreparedView,
   SnapshotView,
   StatusView,
 } from '../daemon/views.ts';
 import { BlksnapError, ERRNO, toBlksnapError } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
+import type { mappedRequest, messageRequest, remapRequest, tableRequest, unmapRequest } from './dm-schema.ts';
 import type {
   attachRequest,
   dirtyRequest,
@@ -29,7 +32,17 @@ import type {
   storageRequest,
 } from './schema.ts';
 
-export type { CbtView, DiskView, EventView, FilterView, PreparedView, SnapshotView, StatusView };
+export type {
+  CbtView,
+  DiskView,
+  EventView,
+  FilterView,
+  MappedDevicesView,
+  MappedView,
+  PreparedView,
+  SnapshotView,
+  StatusView,
+};
 
 interface ClientOptions {
   /** The daemon's directory; default as the daemon's own. */
@@ -42,6 +55,10 @@ interface Request {
   readonly body?: unknown;
   readonly accept?: string;
   readonly signal?: AbortSignal | undefined;
+}
+
+function mappedPath(name: string): string {
+  return `/v1/mapped/${encodeURIComponent(name)}`;
 }
 
 const NOBODY_THERE = new Set(['ENOENT', 'ECONNREFUSED', 'ENOTDIR']);
@@ -136,6 +153,45 @@ export class Client {
 
   async markDirty(name: string, body: z.input<typeof dirtyRequest>): Promise<void> {
     await this.#bytes({ method: 'POST', path: `/v1/disks/${encodeURIComponent(name)}/cbt/dirty`, body });
+  }
+
+  mapped(): Promise<MappedDevicesView> {
+    return this.#json({ method: 'GET', path: '/v1/mapped' });
+  }
+
+  /** Makes a disk from a table over other disks and files. */
+  createMapped(body: z.input<typeof mappedRequest>): Promise<DiskView> {
+    return this.#json({ method: 'POST', path: '/v1/mapped', body });
+  }
+
+  async removeMapped(name: string): Promise<void> {
+    await this.#bytes({ method: 'DELETE', path: mappedPath(name) });
+  }
+
+  /** Loads the inactive table; `resumeMapped` makes it the live one. */
+  loadMapped(name: string, body: z.input<typeof tableRequest>): Promise<MappedView> {
+    return this.#json({ method: 'POST', path: `${mappedPath(name)}/load`, body });
+  }
+
+  suspendMapped(name: string): Promise<MappedView> {
+    return this.#json({ method: 'POST', path: `${mappedPath(name)}/suspend` });
+  }
+
+  resumeMapped(name: string): Promise<MappedView> {
+    return this.#json({ method: 'POST', path: `${mappedPath(name)}/resume` });
+  }
+
+  /** The answer of the target at the sector, which may be empty. */
+  async messageMapped(name: string, body: z.input<typeof messageRequest>): Promise<string> {
+    return (await this.#json<{ answer: string }>({ method: 'POST', path: `${mappedPath(name)}/message`, body })).answer;
+  }
+
+  async remap(body: z.input<typeof remapRequest>): Promise<void> {
+    await this.#bytes({ method: 'POST', path: '/v1/remaps', body });
+  }
+
+  async unmap(body: z.input<typeof unmapRequest>): Promise<void> {
+    await this.#bytes({ method: 'DELETE', path: '/v1/remaps', body });
   }
 
   createSnapshot(body: z.input<typeof snapshotRequest>): Promise<SnapshotView> {

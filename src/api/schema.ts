@@ -15,6 +15,7 @@ import type {
 } from '../daemon/views.ts';
 import { ERRNO } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
+import { shape } from './shape.ts';
 
 const TIB = 2 ** 40;
 /** Longest wait for events; a client asks again. */
@@ -25,11 +26,6 @@ const MAX_RANGES = 65_536;
 const errorCode = z.enum(Object.keys(ERRNO) as [ErrorCode, ...ErrorCode[]]);
 const bytes = z.int().nonnegative();
 const text = z.string().min(1).max(4096);
-
-/** Makes the compiler see to it that a schema says what the daemon's view says. */
-function shape<View>() {
-  return <Schema extends z.ZodType<View>>(schema: Schema): Schema => schema;
-}
 
 const failure = shape<FailureView>()(z.object({ code: errorCode, message: z.string() }).openapi('Failure'));
 
@@ -105,7 +101,7 @@ export const diskView = shape<DiskView>()(
   z
     .object({
       name: z.string(),
-      kind: z.enum(['disk', 'mount', 'partition']),
+      kind: z.enum(['disk', 'mount', 'partition', 'mapped']),
       path: z.string(),
       point: z.string().nullable(),
       state: z.enum(['attached', 'failed']),

@@ -138,7 +138,8 @@ export class RemapFilter extends BlockFilter implements BioOwner {
 
   // --- ranges ---------------------------------------------------------------------------------
 
-  /** Redirects a range. `switched` runs behind the gate, before a bio goes the new way.
+  /** Redirects a range. `switched` runs behind the gate, before a bio goes the new way; what it
+   *  throws leaves the disk as it was.
    *  Errors: EINVAL for a range outside the disk or device, or off the blocks; EBUSY where one is redirected
    *  already; those of copying. The disk is then as it was. */
   async redirect(
@@ -149,8 +150,8 @@ export class RemapFilter extends BlockFilter implements BioOwner {
     await this.#behindGate(async () => {
       const { offset, length, device, at } = redirect;
       if (options.copy) await this.#copy({ sink: this.below, offset }, { sink: device, offset: at }, length);
-      this.#redirects = [...this.#redirects, redirect].sort((a, b) => a.offset - b.offset);
       options.switched?.();
+      this.#redirects = [...this.#redirects, redirect].sort((a, b) => a.offset - b.offset);
     });
   }
 
@@ -167,8 +168,8 @@ export class RemapFilter extends BlockFilter implements BioOwner {
     await this.#behindGate(async () => {
       const { length, device, at } = redirect;
       if (options.copy) await this.#copy({ sink: device, offset: at }, { sink: this.below, offset }, length);
-      this.#redirects = this.#redirects.filter((other) => other !== redirect);
       options.switched?.();
+      this.#redirects = this.#redirects.filter((other) => other !== redirect);
     });
   }
 

@@ -10,6 +10,7 @@ import { addConsoleTrackingCommands } from './commands/console-tracking.ts';
 import { addDaemonCommand } from './commands/daemon.ts';
 import { addDiskCommands } from './commands/disks.ts';
 import { addFilterCommands } from './commands/filters.ts';
+import { addMappedCommands } from './commands/dm.ts';
 import { addPartitionCommands } from './commands/partitions.ts';
 import { addServeCommand } from './commands/serve.ts';
 import { addSnapshotCommands } from './commands/snapshots.ts';
@@ -34,6 +35,7 @@ function buildProgram(args: readonly string[], json: boolean): Command {
   addDaemonCommand(program);
   addDiskCommands(program);
   addPartitionCommands(program);
+  addMappedCommands(program);
   addFilterCommands(program);
   addSnapshotCommands(program);
   addBackupCommands(program);

@@ -25,6 +25,7 @@ import type { DaemonPaths } from './paths.ts';
 import { Serial } from './serial.ts';
 import { Snapshots } from './snapshots.ts';
 import { loadState } from './state.ts';
+import { Mapped } from './mapped.ts';
 import type { StatusView } from './views.ts';
 
 export interface DaemonOptions {
@@ -51,6 +52,7 @@ export class Daemon {
   #stopping: Promise<void> | null = null;
   readonly disks: Disks;
   readonly snapshots: Snapshots;
+  readonly mapped: Mapped;
 
   /** Locks the directory, starts the I/O thread and attaches the disks that are remembered. One that
    *  cannot be attached is reported by `disks`, and keeps nothing else from starting.
@@ -72,6 +74,7 @@ export class Daemon {
       );
       daemon = new Daemon(options, lock, io);
       for (const state of remembered) await daemon.disks.restore(state);
+      await daemon.mapped.restore();
       // Last, so that a client that comes back finds its disk.
       await daemon.#listen();
       return daemon;
@@ -92,6 +95,7 @@ export class Daemon {
     const host: Host = { io, paths, log, serial: new Serial(), uri };
     this.disks = new Disks(host);
     this.snapshots = new Snapshots(host, this.disks);
+    this.mapped = new Mapped(host, this.disks);
   }
 
   async #listen(): Promise<void> {

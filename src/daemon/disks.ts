@@ -16,7 +16,9 @@ import type { DiskView, FilterView } from './views.ts';
 /** A disk that is to be served, and why it is not, where it is not. */
 type Entry =
   | { readonly kind: 'disk'; state: DiskState; failure: BlksnapError | null }
-  | { readonly kind: 'mount'; readonly directory: string; readonly point: string };
+  | { readonly kind: 'mount'; readonly directory: string; readonly point: string }
+  /** Remembered by the I/O thread. */
+  | { readonly kind: 'mapped'; readonly failure: BlksnapError | null };
 
 export class Disks {
   readonly #host: Host;
@@ -32,7 +34,7 @@ export class Disks {
 
   /** How many should be served and are not. */
   get failed(): number {
-    return [...this.#entries.values()].filter((entry) => entry.kind === 'disk' && entry.failure !== null).length;
+    return [...this.#entries.values()].filter((entry) => failureOf(entry) !== null).length;
   }
 
   /** Attaches a disk that is remembered. Where that fails, `list` tells why. */
@@ -49,6 +51,24 @@ export class Disks {
         'cannot be attached again',
       );
     }
+  }
+
+  /** Takes up a mapped device, made or not. */
+  adopt(name: string, failure: BlksnapError | null): void {
+    this.#entries.set(name, { kind: 'mapped', failure });
+  }
+
+  /** A disk that was attached is not served after all. */
+  fail(name: string, failure: BlksnapError): void {
+    const entry = this.#entries.get(name);
+    if (entry?.kind === 'disk') entry.failure = failure;
+  }
+
+  /** Errors: EEXIST when the name is taken. */
+  checkNew(name: string): void {
+    const entry = this.#entries.get(name);
+    if (entry?.kind === 'mapped' && entry.failure !== null) return;
+    this.#checkFree(name, null);
   }
 
   /** Errors: ENOENT when there is no disk of that name. */
@@ -128,8 +148,8 @@ export class Disks {
     }
     await this.#host.serial.run([`disk ${name}`], async () => {
       const entry = this.#entry(name);
-      const served = entry.kind === 'mount' || entry.failure === null;
-      if (served) await this.#host.io.call('detach', { name });
+      if (failureOf(entry) === null) await this.#host.io.call('detach', { name });
+      else if (entry.kind === 'mapped') await this.#host.io.call('dmForget', { name });
       this.#entries.delete(name);
       if (entry.kind === 'disk') {
         this.#save();
@@ -161,6 +181,14 @@ export class Disks {
     });
   }
 
+  /** As detach, of a mapped device alone. */
+  async removeMapped(name: string): Promise<void> {
+    if (this.#entry(name).kind !== 'mapped' || name !== wholeDisk(name)) {
+      throw new BlksnapError('EINVAL', `Cannot remove "${name}": it is no mapped device; detach it`);
+    }
+    await this.detach(name);
+  }
+
   // --- filters --------------------------------------------------------------------------------
 
   async filters(): Promise<FilterView[]> {
@@ -189,8 +217,7 @@ export class Disks {
   async detachFilter(name: string, filter: string): Promise<void> {
     await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
       const entry = this.#entry(name);
-      const served = entry.kind === 'mount' || entry.failure === null;
-      if (served) await this.#host.io.call('filterDetach', { disk: name, name: filter });
+      if (failureOf(entry) === null) await this.#host.io.call('filterDetach', { disk: name, name: filter });
       if (name === wholeDisk(name)) this.#remember(entry, (filters) => filters.filter((one) => one.name !== filter));
       this.#host.log.info({ disk: name, filter }, 'filter detached');
     });
@@ -223,7 +250,7 @@ export class Disks {
 
   /** Changes the filters that a disk comes back with. */
   #remember(entry: Entry, change: (filters: DiskState['filters']) => DiskState['filters']): void {
-    if (entry.kind === 'mount') return;
+    if (entry.kind !== 'disk') return;
     const before = entry.state;
     entry.state = { ...before, filters: change(before.filters) };
     try {
@@ -262,7 +289,8 @@ export class Disks {
     const entry = this.#entries.get(name);
     if (entry === undefined) return;
     if (entry.kind === 'disk' && entry.failure !== null && entry.state.path === real) return;
-    const holder = entry.kind === 'disk' ? `"${entry.state.path}"` : 'a mount';
+    const holder =
+      entry.kind === 'disk' ? `"${entry.state.path}"` : entry.kind === 'mount' ? 'a mount' : 'a mapped device';
     throw new BlksnapError('EEXIST', `Cannot use name "${name}": ${holder} has it; give another with --name`);
   }
 
@@ -281,11 +309,11 @@ export class Disks {
   }
 
   #view(name: string, entry: Entry, info: DiskInfo | undefined): DiskView {
-    const failure = entry.kind === 'disk' ? entry.failure : null;
+    const failure = failureOf(entry);
     return {
       name,
       kind: name === wholeDisk(name) ? entry.kind : 'partition',
-      path: entry.kind === 'disk' ? entry.state.path : entry.directory,
+      path: pathOf(name, entry),
       point: entry.kind === 'mount' ? entry.point : null,
       state: failure === null ? 'attached' : 'failed',
       failure: failure === null ? null : { code: failure.code, message: failure.message },
@@ -302,6 +330,21 @@ export class Disks {
       partition: info?.partition ?? null,
       partitionTable: tableView(info),
     };
+  }
+}
+
+function failureOf(entry: Entry): BlksnapError | null {
+  return entry.kind === 'mount' ? null : entry.failure;
+}
+
+function pathOf(name: string, entry: Entry): string {
+  switch (entry.kind) {
+    case 'disk':
+      return entry.state.path;
+    case 'mount':
+      return entry.directory;
+    case 'mapped':
+      return `dm:${wholeDisk(name)}`;
   }
 }
 

@@ -9,7 +9,7 @@ export interface Host {
   readonly io: Pick<IoThread, 'call'>;
   readonly paths: DaemonPaths;
   readonly log: Log;
-  /** Keys: `disk NAME`, `path PATH`. */
+  /** Keys: `disk NAME`, `path PATH`, `mapped NAME`. */
   readonly serial: Serial;
   /** The NBD URI of an export. */
   uri(exportName: string): string;

@@ -117,6 +117,34 @@ export interface SnapshotInfo {
   readonly images: readonly ImageInfo[];
 }
 
+export interface MappedInfo {
+  readonly name: string;
+  readonly size: number;
+  readonly suspended: boolean;
+  /** Bios under way below it. */
+  readonly inFlight: number;
+  /** Lines as dmsetup prints them: of the live table, of the inactive one (none: empty), and the status. */
+  readonly table: string[];
+  readonly inactiveTable: string[];
+  readonly status: string[];
+}
+
+/** A range of a disk that lies on a mapped device. Bytes. */
+export interface RemapInfo {
+  readonly disk: string;
+  readonly offset: number;
+  readonly length: number;
+  readonly to: string;
+  readonly at: number;
+}
+
+/** How making something that was remembered went: a mapped device, or a redirected range of disk `name`. */
+export interface RestoredMapping {
+  readonly kind: 'device' | 'remap';
+  readonly name: string;
+  readonly error: ErrorReport | null;
+}
+
 /** Every call: its argument and its result. */
 export interface IoCalls {
   /** Takes NBD connections. The result has the port that the system chose for port 0. */
@@ -157,6 +185,18 @@ export interface IoCalls {
     args: { readonly disk: string; readonly name: string; readonly command: string; readonly payload: unknown };
     result: unknown;
   };
+  /** Makes the mapped devices that the file remembers, and keeps it up to date from then on. */
+  dmRestore: { args: { readonly stateFile: string }; result: RestoredMapping[] };
+  dmCreate: { args: { readonly name: string; readonly table: string }; result: void };
+  dmLoad: { args: { readonly name: string; readonly table: string; readonly sameData: boolean }; result: void };
+  dmSuspend: { args: { readonly name: string }; result: void };
+  dmResume: { args: { readonly name: string }; result: void };
+  dmMessage: { args: { readonly name: string; readonly sector: number; readonly text: string }; result: string };
+  /** Forgets one that could not be made. */
+  dmForget: { args: { readonly name: string }; result: void };
+  dmRemap: { args: RemapInfo & { readonly copy: boolean }; result: void };
+  dmUnmap: { args: { readonly disk: string; readonly offset: number; readonly copy: boolean }; result: void };
+  dmList: { args: Record<never, never>; result: { devices: MappedInfo[]; remaps: RemapInfo[] } };
   cbtMap: { args: { readonly name: string; readonly offset: number; readonly length: number }; result: Uint8Array };
   cbtMarkDirty: { args: { readonly name: string; readonly ranges: readonly ByteRange[] }; result: void };
   createSnapshot: {

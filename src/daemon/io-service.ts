@@ -31,6 +31,7 @@ import { NbdServer } from '../nbd/server.ts';
 import { assert } from '../util/assert.ts';
 import { BlksnapError, codeOfErrno, toBlksnapError } from '../util/errors.ts';
 import type { DiskFilters } from './disk-filters.ts';
+import type { Claim } from './backings.ts';
 import { wholeDisk } from './disk-names.ts';
 import { imageContexts } from './image-contexts.ts';
 import type {
@@ -42,6 +43,7 @@ import type {
   PartitionTableInfo,
   SnapshotInfo,
 } from './io-protocol.ts';
+import { MappedDisks } from './mapped-disks.ts';
 import { PartitionDisks } from './partition-disks.ts';
 import type { PartitionDisk } from './partition-disks.ts';
 import { partitionCbt, partitionGeneration, partitionHistory, partitionMap } from './partition-views.ts';
@@ -80,6 +82,7 @@ export class IoService {
   readonly #exports = new Map<string, NbdExport>();
   readonly #snapshots: SnapshotSet;
   readonly #partitions: PartitionDisks;
+  readonly #mapped: MappedDisks;
   /** By snapshot: what it was asked to show. */
   readonly #views = new Map<string, readonly ImageView[]>();
   readonly #server: NbdServer;
@@ -100,7 +103,21 @@ export class IoService {
       pool: this.#pool,
       offer: (disk, description) => this.#offer(disk, description),
       drop: (name) => this.#drop(name),
-      users: () => [],
+      users: (name) => this.#mapped.users(this.#claimOf(name)),
+    });
+    this.#mapped = new MappedDisks({
+      reactor,
+      pool: this.#pool,
+      find: (name) => ({ disk: this.#disk(name), offset: this.#partition(name)?.partition.offset ?? 0 }),
+      servedAs: (file) => [...this.#served].find(([, { tracker }]) => tracker.originPath === file)?.[0],
+      tracker: (name) => this.#tracker(name),
+      heldOf: (name) => this.#heldOf(name),
+      serve: async (name, device) => {
+        const closeBase = (): Promise<void> => this.#mapped.forget(name);
+        await this.#serve(name, device, { cbtPath: null, originPath: null, description: 'mapped device', closeBase });
+      },
+      withdraw: (name) => this.#close(name),
+      protect: () => this.#protect(),
     });
     const table = {
       find: (name: string) => this.#exports.get(name),
@@ -127,6 +144,16 @@ export class IoService {
     },
     filterDetach: ({ disk, name }) => this.#filters.detach(this.#disk(disk), name),
     filterCtl: ({ disk, name, ...ctl }) => this.#filters.ctl(this.#disk(disk), name, ctl),
+    dmRestore: ({ stateFile }) => this.#mapped.restore(stateFile),
+    dmCreate: ({ name, table }) => this.#mapped.create(name, table),
+    dmLoad: (args) => this.#mapped.load(args),
+    dmSuspend: ({ name }) => this.#mapped.suspend(name),
+    dmResume: ({ name }) => this.#mapped.resume(name),
+    dmMessage: async ({ name, sector, text }) => this.#mapped.message(name, sector, text),
+    dmForget: async ({ name }) => this.#mapped.forgetFailed(name),
+    dmRemap: (args) => this.#mapped.remap(args),
+    dmUnmap: (args) => this.#mapped.unmap(args),
+    dmList: async () => this.#mapped.list(),
     cbtMap: async ({ name, offset, length }) => this.#cbtMap(name, offset, length),
     cbtMarkDirty: async ({ name, ranges }) => this.#tracker(name).markDirty(this.#onWhole(name, ranges)),
     createSnapshot: (args) => this.#createSnapshot(args),
@@ -140,6 +167,7 @@ export class IoService {
 
   async #attach(args: IoCalls['attach']['args']): Promise<DiskInfo> {
     const { path: file, readOnly, direct } = args;
+    this.#mapped.checkAttach(args.name);
     const attached = [...this.#served.values()].map(({ disk, tracker }) => ({
       name: disk.name,
       path: tracker.originPath,
@@ -204,17 +232,54 @@ export class IoService {
   }
 
   async #detach(name: string): Promise<void> {
-    const served = this.#get(name);
-    const held = this.#snapshots.list().filter((snapshot) => snapshot.image(name) !== undefined);
+    this.#get(name);
+    const held = this.#heldOf(name);
     if (held.length > 0) {
-      const ids = held.map(({ id }) => id).join(', ');
-      throw new BlksnapError('EBUSY', `Cannot detach disk "${name}": snapshot ${ids} is held; destroy it first`);
+      throw new BlksnapError(
+        'EBUSY',
+        `Cannot detach disk "${name}": snapshot ${held.join(', ')} is held; destroy it first`,
+      );
     }
+    this.#mapped.checkClose(name);
+    await this.#close(name);
+  }
+
+  async #close(name: string): Promise<void> {
+    const served = this.#served.get(name);
+    if (served === undefined) return;
     await this.#partitions.forget(served.disk);
     await this.#drop(name);
     this.#served.delete(name);
     await served.disk.close();
     await served.closeBase();
+  }
+
+  /** Ids of the held snapshots of a disk. */
+  #heldOf(name: string): string[] {
+    return this.#snapshots
+      .list()
+      .filter((snapshot) => snapshot.image(name) !== undefined)
+      .map(({ id }) => id);
+  }
+
+  #claimOf(name: string): Claim {
+    const { disk } = this.#get(name);
+    const { offset, length } = this.#partition(name)?.partition ?? { offset: 0, length: disk.size };
+    return { root: `disk ${disk.name}`, offset, length };
+  }
+
+  /** What a mapped device lies on is written through it alone: its clients get it read-only. */
+  async #protect(): Promise<void> {
+    for (const [exportName, offered] of this.#exports) {
+      if (!this.#served.has(wholeDisk(exportName)) || exportName.includes('@')) continue;
+      const disk = this.#disk(exportName);
+      const claimed = this.#mapped.users(this.#claimOf(exportName)).length > 0;
+      if (claimed === (offered.device !== disk)) continue;
+      await this.#drop(exportName);
+      const whole = { offset: 0, length: disk.size, pool: this.#pool, readOnly: true };
+      const device = claimed ? new RangeDevice(exportName, disk, whole) : disk;
+      this.#exports.set(exportName, { ...offered, device });
+    }
   }
 
   async #rescan(name: string): Promise<DiskInfo[]> {
@@ -379,6 +444,8 @@ export class IoService {
     const failures: unknown[] = [];
     const attempt = (step: () => Promise<void>): Promise<unknown> =>
       step().catch((cause: unknown) => failures.push(cause));
+    // Bios that a suspended device holds would keep their connections for ever.
+    this.#mapped.abandon();
     await attempt(() => this.#server.close());
     this.#exports.clear();
     await attempt(() => this.#snapshots.close());

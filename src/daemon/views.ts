@@ -41,8 +41,8 @@ export interface CbtView {
 export interface DiskView {
   name: string;
   /** `disk`: a file or device, attached again at every start. `mount`: a restore point, until the daemon ends.
-   *  `partition`: of a disk or mount. */
-  kind: 'disk' | 'mount' | 'partition';
+   *  `partition`: of one of them. `mapped`: made of others by a table, again at every start. */
+  kind: 'disk' | 'mount' | 'partition' | 'mapped';
   path: string;
   /** The restore point of a mount; null for a disk. */
   point: string | null;
@@ -66,6 +66,24 @@ export interface DiskView {
   partition: { disk: string; number: number; offset: number; type: string; label: string } | null;
   /** Of a disk that has one: what was read at the attach, or the last rescan. */
   partitionTable: { scheme: 'gpt' | 'mbr'; warnings: string[] } | null;
+}
+
+/** A mapped device; lines are as dmsetup prints them. */
+export interface MappedView {
+  name: string;
+  size: number;
+  suspended: boolean;
+  inFlight: number;
+  table: string[];
+  /** Empty: there is none. */
+  inactiveTable: string[];
+  status: string[];
+}
+
+export interface MappedDevicesView {
+  devices: MappedView[];
+  /** Ranges of disks that lie on mapped devices. */
+  remaps: Array<{ disk: string; offset: number; length: number; to: string; at: number }>;
 }
 
 /** A kind of filter, and the disks that have one. */

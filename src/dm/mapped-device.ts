@@ -217,20 +217,35 @@ export class MappedDevice implements BlockDevice, BioOwner {
   }
 
   /** Makes the inactive table the live one, if there is one, and lets held bios go in their order. Suspends first.
-   *  `swapped` runs when the new table is in its place and no bio has seen it. */
+   *  `swapped` runs when the new table is in its place and no bio has seen it; what it throws takes the swap back. */
   async resume(swapped: () => void = () => {}): Promise<void> {
     const next = this.#inactive;
     if (next !== null) {
       await this.suspend();
-      const old = this.#live;
-      this.#live = next;
-      this.#inactive = null;
-      swapped();
-      await old.close();
+      await this.#swap(next, swapped);
     }
+    this.#resumeLive();
+  }
+
+  #resumeLive(): void {
     for (const target of this.#live.targets) target.resume();
     this.#suspended = false;
     this.#release();
+  }
+
+  async #swap(next: Mapping, swapped: () => void): Promise<void> {
+    const old = this.#live;
+    this.#live = next;
+    this.#inactive = null;
+    try {
+      swapped();
+    } catch (cause) {
+      this.#live = old;
+      this.#inactive = next;
+      this.#resumeLive();
+      throw cause;
+    }
+    await old.close();
   }
 
   #release(): void {

@@ -1,0 +1,47 @@
+/** Small JSON files that a crash leaves old or new, never half: temporary name, sync, rename. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { z } from 'zod';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+
+/** Null when there is no such file. Errors: EBADMSG, with advice, for content that does not fit the schema. */
+export function loadJson<T>(file: string, schema: z.ZodType<T>, advice: string): T | null {
+  const unusable = (why: string, cause: unknown): BlksnapError =>
+    new BlksnapError('EBADMSG', `Cannot use the state file "${file}": ${why}; ${advice}`, { cause });
+  let text: string;
+  try {
+    text = fs.readFileSync(file, 'utf8');
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw toBlksnapError(cause, 'Cannot read the state file');
+  }
+  let content: unknown;
+  try {
+    content = JSON.parse(text);
+  } catch (cause) {
+    throw unusable('it is not JSON', cause);
+  }
+  const parsed = schema.safeParse(content);
+  if (!parsed.success) throw unusable(z.prettifyError(parsed.error), parsed.error);
+  return parsed.data;
+}
+
+export function saveJson(file: string, content: unknown): void {
+  const partial = `${file}.partial`;
+  try {
+    const fd = fs.openSync(partial, 'w', 0o600);
+    try {
+      fs.writeFileSync(fd, `${JSON.stringify(content, null, 2)}\n`);
+      fs.fsyncSync(fd);
+    } finally {
+      fs.closeSync(fd);
+    }
+    fs.renameSync(partial, file);
+    const directory = fs.openSync(path.dirname(file), 'r');
+    fs.fsyncSync(directory);
+    fs.closeSync(directory);
+  } catch (cause) {
+    throw toBlksnapError(cause, 'Cannot write the state file');
+  }
+}
