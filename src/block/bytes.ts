@@ -66,6 +66,11 @@ export class Bytes {
     await this.#run(FLUSH, { offset: 0, length: 0, at: 0 });
   }
 
+  /** Closes the device. Safe to call twice. */
+  async close(): Promise<void> {
+    await this.#device.close();
+  }
+
   #check(verb: string, offset: number, length: number): void {
     const sound = Number.isSafeInteger(offset) && Number.isSafeInteger(length) && offset >= 0 && length >= 0;
     if (sound && offset + length <= this.size) return;

@@ -113,7 +113,8 @@ function sysfsOf(rdev: number): Sysfs {
   return { exists: (name) => fs.existsSync(`${disk}/${name}`), text, number: (name) => Number(text(name)) };
 }
 
-function refuseUnsuitable(path: string, sysfs: Sysfs): void {
+/** Errors: EOPNOTSUPP, as the opening comment says. */
+export function refuseUnsuitable(path: string, sysfs: Pick<Sysfs, 'exists' | 'text'>): void {
   const refuse = (what: string): never => {
     throw new BlksnapError('EOPNOTSUPP', `Cannot open "${path}" as a disk: ${what} is not supported`);
   };
