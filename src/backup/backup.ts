@@ -81,7 +81,7 @@ function stateOf({
   identity,
   generationId,
   changeNumber,
-}: BackupSource): Omit<BackupSource, 'device' | 'changedSince'> {
+}: BackupSource): Omit<BackupSource, 'device' | 'changedSince' | 'done'> {
   return { disk, identity, generationId, changeNumber };
 }
 
@@ -98,7 +98,8 @@ async function store(
   const device: BlockDevice = source.device;
   const file = partialFile(diskPath, id);
   const parent = plan.parent?.id ?? null;
-  const { content, progress } = await writePointFile(device, { diskPath, id, file, parent, ranges }, context);
+  const copying = { ...context, onDone: source.done };
+  const { content, progress } = await writePointFile(device, { diskPath, id, file, parent, ranges }, copying);
   renameDurably(file, pointFile(diskPath, id));
   const point: RestorePoint = {
     id,

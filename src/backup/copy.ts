@@ -44,6 +44,8 @@ export interface CopyContext {
   readonly pool: BioPool;
   /** Called about ten times a second, and at the end. */
   readonly onProgress?: ((progress: CopyProgress) => void) | undefined;
+  /** Called when a range is where it should go, and will not be read again; must not reject. */
+  readonly onDone?: ((range: ByteRange) => Promise<void>) | undefined;
   /** Aborted: the copy fails with ECANCELED. */
   readonly signal?: AbortSignal | undefined;
 }
@@ -191,6 +193,7 @@ class Copy {
       order.start();
       // Not `all`: the memory may be given back only when every write has ended.
       for (const outcome of await Promise.allSettled(writes)) if (outcome.status === 'rejected') throw outcome.reason;
+      await this.#context.onDone?.({ offset, length });
       this.#advance(length);
     } catch (cause) {
       this.fail(cause);
@@ -224,6 +227,7 @@ class Copy {
     await this.#started;
     this.#checkGoingOn();
     await this.#to.zero(offset, length);
+    await this.#context.onDone?.({ offset, length });
     this.#advance(length);
   }
 

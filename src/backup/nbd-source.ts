@@ -3,6 +3,8 @@
  *  Data and holes come over one connection. What changed comes over a second one, because metadata contexts are
  *  chosen before the first request, and which one is wanted is known only when the backup is planned. */
 
+import { DISCARD, runBio } from '../block/bio.ts';
+import type { BioPool } from '../block/bio.ts';
 import type { BlockDevice } from '../block/device.ts';
 import { BlksnapError } from '../util/errors.ts';
 import type { ByteRange } from './ranges.ts';
@@ -10,7 +12,7 @@ import type { BackupSource } from './source.ts';
 
 /** In a reply to `blksnap:changed:…` and `qemu:dirty-bitmap:…`. */
 const STATE_DIRTY = 1;
-/** Asked about at once; NBD lengths are 32 bits wide. */
+/** Asked about, or discarded, at once; NBD lengths are 32 bits wide. */
 const STATUS_BYTES = 2 ** 30;
 
 /** What a backup asks of an NBD client, beyond what every device does. */
@@ -30,6 +32,8 @@ export interface NbdSourceOptions extends Pick<BackupSource, 'disk' | 'identity'
   /** The QEMU bitmap that holds what changed, for servers that keep one; the caller vouches that it began at
    *  the change number that will be asked for, or before. Default: blksnap's own context. */
   readonly dirtyBitmap?: string;
+  /** The export is to be read once: it is told by discards, made with bios of this pool, what will not be read (again). */
+  readonly discardsWith?: BioPool | undefined;
 }
 
 export interface NbdSource extends BackupSource {
@@ -46,8 +50,20 @@ export async function openNbdSource(options: NbdSourceOptions): Promise<NbdSourc
     generationId,
     changeNumber,
     device,
+    done: doneBy(device, options.discardsWith),
     changedSince: (since) => changedSince(options, { since, size: device.size }),
     close: () => device.close(),
+  };
+}
+
+function doneBy(device: NbdImage, pool: BioPool | undefined): BackupSource['done'] {
+  if (pool === undefined || !device.capabilities.discard || device.readOnly) return undefined;
+  return async ({ offset, length }) => {
+    const end = offset + length;
+    // Whatever the answer is: the backup is as good without.
+    for (let at = offset; at < end; at += STATUS_BYTES) {
+      await runBio(pool, device, { op: DISCARD, offset: at, length: Math.min(STATUS_BYTES, end - at) });
+    }
   };
 }
 

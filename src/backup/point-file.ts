@@ -6,7 +6,7 @@ import { Qcow2Writer } from '../qcow2/writer.ts';
 import { copyRanges } from './copy.ts';
 import type { CopyContext, CopyProgress } from './copy.ts';
 import type { PointContent } from './manifest.ts';
-import { alignOut } from './ranges.ts';
+import { alignOut, gapsBetween } from './ranges.ts';
 import type { ByteRange } from './ranges.ts';
 import { pointFileName } from './repository.ts';
 import { writeSums } from './sums.ts';
@@ -40,6 +40,7 @@ export async function writePointFile(
   });
   try {
     const ranges = alignOut(options.ranges, granule, from.size);
+    for (const gap of gapsBetween(ranges, from.size)) await context.onDone?.(gap);
     const progress = await copyRanges(from, writer, { ...context, ranges, granule });
     const { fileBytes, dataBytes, checksums } = await writer.finish();
     const sums = writeSums(options.diskPath, options.id, { fileBytes, ...checksums });

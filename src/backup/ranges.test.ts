@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { alignOut, totalBytes } from './ranges.ts';
+import { alignOut, gapsBetween, totalBytes } from './ranges.ts';
 
 test('aligned ranges cover what was asked for, whole granules of it, and nothing twice', () => {
   const range = fc.record({ offset: fc.nat(1200), length: fc.nat(200) });
@@ -28,4 +28,24 @@ test('aligned ranges cover what was asked for, whole granules of it, and nothing
       expect(totalBytes(aligned)).toBeLessThanOrEqual(size);
     }),
   );
+});
+
+test.each([
+  [[], [[0, 10]]],
+  [[[0, 10]], []],
+  [
+    [
+      [2, 3],
+      [5, 1],
+      [8, 1],
+    ],
+    [
+      [0, 2],
+      [6, 2],
+      [9, 1],
+    ],
+  ],
+])('what %j leave out of 10 bytes', (ranges, gaps) => {
+  const asRanges = (pairs: number[][]) => pairs.map(([offset, length]) => ({ offset: offset!, length: length! }));
+  expect(gapsBetween(asRanges(ranges), 10)).toEqual(asRanges(gaps));
 });

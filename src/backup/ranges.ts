@@ -25,3 +25,14 @@ export function alignOut(ranges: readonly ByteRange[], granule: number, size: nu
 export function totalBytes(ranges: readonly ByteRange[]): number {
   return ranges.reduce((sum, range) => sum + range.length, 0);
 }
+
+/** What of [0, size) the ranges, which are in order, leave out. */
+export function gapsBetween(ranges: readonly ByteRange[], size: number): ByteRange[] {
+  const gaps: ByteRange[] = [];
+  let from = 0;
+  for (const { offset, length } of [...ranges, { offset: size, length: 0 }]) {
+    if (offset > from) gaps.push({ offset: from, length: offset - from });
+    from = Math.max(from, offset + length);
+  }
+  return gaps;
+}

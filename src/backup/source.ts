@@ -16,4 +16,6 @@ export interface BackupSource {
   /** Every range that may differ from what it was at the snapshot of that number of this history, or null
    *  when that cannot be told. MUST leave nothing out: whatever is in doubt has changed. */
   changedSince(changeNumber: number): Promise<ByteRange[] | null>;
+  /** Hears that a range will not be read (again). A hint: never rejects. */
+  readonly done?: ((range: ByteRange) => Promise<void>) | undefined;
 }

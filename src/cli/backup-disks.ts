@@ -40,7 +40,8 @@ export async function backUpDisks(names: readonly string[], options: BackupOptio
     };
     try {
       for (const name of names) {
-        const job = { snapshot, name, identity: identities.get(name) ?? null, mode };
+        const readOnce = options.snapshot === undefined && !sharesItsDisk(name, names);
+        const job = { snapshot, name, identity: identities.get(name) ?? null, mode, readOnce };
         const result = await backUpImage(client, job, { ...context, options });
         report(name, snapshot, result, options.json ?? false);
       }
@@ -51,6 +52,12 @@ export async function backUpDisks(names: readonly string[], options: BackupOptio
     }
     await letGo();
   });
+}
+
+/** A disk and its partitions have one image between them. */
+function sharesItsDisk(name: string, names: readonly string[]): boolean {
+  const whole = (one: string): string => one.split('/', 1)[0]!;
+  return names.filter((other) => whole(other) === whole(name)).length > 1;
 }
 
 function modeOf({ full, differential }: BackupOptions): BackupMode {
@@ -74,11 +81,13 @@ interface Job {
   readonly name: string;
   readonly identity: string | null;
   readonly mode: BackupMode;
+  /** Nobody else reads the image: what is stored of it may go. */
+  readonly readOnce: boolean;
 }
 
 async function backUpImage(
   client: Client,
-  { snapshot, name, identity, mode }: Job,
+  { snapshot, name, identity, mode, readOnce }: Job,
   { reactor, pool, signal, options }: IoContext & { readonly options: BackupOptions },
 ): Promise<BackupResult> {
   const image = snapshot.images.find(({ disk }) => disk === name);
@@ -86,7 +95,7 @@ async function backUpImage(
     const disks = snapshot.images.map(({ disk }) => disk).join(', ');
     throw new BlksnapError('ENOENT', `Snapshot ${snapshot.id} has no image of disk "${name}": it is of ${disks}`);
   }
-  const { address, exportName } = parseNbdUri(image.uri);
+  const { address, exportName } = parseNbdUri(readOnce ? image.readOnceUri : image.uri);
   const { generationId, changeNumber } = image;
   const source = await openNbdSource({
     disk: name,
@@ -94,6 +103,7 @@ async function backUpImage(
     generationId,
     changeNumber,
     connect: (contexts) => NbdClient.connect({ reactor, address, exportName, contexts }),
+    discardsWith: readOnce ? pool : undefined,
   });
   const progress = new Progress(options.json ?? false);
   progress.start(`backing up ${name}`);
