@@ -60,7 +60,7 @@ describe('a mapped device', () => {
       ['0 8 linear nobody 0', /No disk "nobody"|not served/],
       ['0 8 linear relative.img 0', /relative.img/],
     ] as const) {
-      await expect(client.createMapped({ name: 'other', table }), table).rejects.toThrow(words);
+      await expect(client.createMapped({ name: 'other', table })).rejects.toThrow(words);
     }
     await client.createMapped({ name: 'other', table: '0 8 delay a 1024 1 a 1024 2' });
     await expect(client.detach('a')).rejects.toMatchObject({

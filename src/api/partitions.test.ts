@@ -202,10 +202,10 @@ it('what changed since a snapshot is told of a partition alone, in a history tha
     async (device) => {
       expect(device.contexts).toContain(context2);
       const runs = await device.blockStatus(context2, 0, MIB);
-      const start = runs[0]!.length;
+      const before = runs[0]!.length;
       expect(runs.map(({ flags }) => flags)).toEqual([0, 1, 0]);
-      expect(start).toBeLessThanOrEqual(5 * BLOCK);
-      expect(start + runs[1]!.length).toBeGreaterThanOrEqual(5 * BLOCK + 4096);
+      expect(before).toBeLessThanOrEqual(5 * BLOCK);
+      expect(before + runs[1]!.length).toBeGreaterThanOrEqual(5 * BLOCK + 4096);
     },
     [context2],
   );

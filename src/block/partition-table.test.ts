@@ -42,7 +42,18 @@ const places = (table: PartitionTable | null): Array<[number, number, number]> =
 /** Made once: sgdisk waits for a second whenever it has written. */
 let original: Buffer | null = null;
 function sgdisk(): Buffer {
-  const entries = ['-n', '1:2048:4095', '-c', '1:boot ä', '-n', '3:8192:16383', '-t', '3:8200', '-n', '128:4096:8191'];
+  const entries = [
+    '-n',
+    '1:2048:4095',
+    '-c',
+    '1:boot \u00e4',
+    '-n',
+    '3:8192:16383',
+    '-t',
+    '3:8200',
+    '-n',
+    '128:4096:8191',
+  ];
   original ??= made('sgdisk', entries);
   return Buffer.from(original);
 }
@@ -68,7 +79,7 @@ describe('a GPT', () => {
       [3, 8192, 8192],
       [128, 4096, 4096],
     ]);
-    expect(table!.partitions[0]).toMatchObject({ label: 'boot ä', type: '0fc63daf-8483-4772-8e79-3d69d8477de4' });
+    expect(table!.partitions[0]).toMatchObject({ label: 'boot \u00e4', type: '0fc63daf-8483-4772-8e79-3d69d8477de4' });
     expect(table!.partitions[1]!.type).toBe('0657fd6d-a4ab-43c4-84e5-0933c84b4f4f');
   });
 

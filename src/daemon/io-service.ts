@@ -32,6 +32,7 @@ import { assert } from '../util/assert.ts';
 import { BlksnapError, codeOfErrno, toBlksnapError } from '../util/errors.ts';
 import type { DiskFilters } from './disk-filters.ts';
 import type { Claim } from './backings.ts';
+import { diskInfo, partitionInfo } from './disk-info.ts';
 import { wholeDisk } from './disk-names.ts';
 import { imageContexts } from './image-contexts.ts';
 import type {
@@ -46,7 +47,7 @@ import type {
 import { MappedDisks } from './mapped-disks.ts';
 import { PartitionDisks } from './partition-disks.ts';
 import type { PartitionDisk } from './partition-disks.ts';
-import { partitionCbt, partitionGeneration, partitionHistory, partitionMap } from './partition-views.ts';
+import { partitionGeneration, partitionHistory, partitionMap } from './partition-views.ts';
 
 /** An image as a snapshot's maker named it: of a disk, or of a partition. */
 interface ImageView {
@@ -457,38 +458,6 @@ export class IoService {
     this.#reactor.arena.release(this.#copyMemoryAt);
     if (failures.length > 0) throw toBlksnapError(failures[0], 'Not everything could be closed');
   }
-}
-
-function diskInfo({ disk, tracker }: Served, partitionTable: PartitionTableInfo): DiskInfo {
-  return {
-    name: disk.name,
-    size: disk.size,
-    logicalBlockSize: disk.logicalBlockSize,
-    physicalBlockSize: disk.physicalBlockSize,
-    readOnly: disk.readOnly,
-    filters: disk.filters.map(({ name }) => name),
-    inFlight: disk.inFlight,
-    cbt: cbtInfo(tracker),
-    copies: { ...tracker.cow.counters },
-    partition: null,
-    partitionTable,
-  };
-}
-
-function partitionInfo({ disk: whole, tracker }: Served, { disk, partition }: PartitionDisk): DiskInfo {
-  const { number, offset, type, label } = partition;
-  return {
-    ...diskInfo({ disk, tracker, closeBase: async () => {} }, { scheme: null, warnings: [] }),
-    cbt: partitionCbt(cbtInfo(tracker), partition),
-    copies: null,
-    partition: { disk: whole.name, number, offset, type, label },
-    partitionTable: null,
-  };
-}
-
-function cbtInfo({ cbt }: Tracker): CbtInfo {
-  const { deviceSize: size, blockSize, blockCount, generationId, changeNumber, reason } = cbt;
-  return { size, blockSize, blockCount, generationId, changeNumber, reason };
 }
 
 /** A sparse file that goes when it is closed. */

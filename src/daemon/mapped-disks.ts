@@ -204,7 +204,8 @@ export class MappedDisks {
     if (held.length === 0) return;
     throw new BlksnapError(
       'EBUSY',
-      `Cannot ${action} "${name}": snapshot ${held.join(', ')} is held, and its image reads what has not changed from there; destroy it first, or say that the data is the same`,
+      `Cannot ${action} "${name}": snapshot ${held.join(', ')} is held, and its image reads from there; ` +
+        'destroy it first, or say that the data is the same',
     );
   }
 
@@ -299,7 +300,8 @@ export class MappedDisks {
     if (lost === undefined) return;
     throw new BlksnapError(
       'EBUSY',
-      `Cannot serve disk "${name}": its range at ${lost.offset} lies on mapped device "${lost.to}", which could not be made; make that possible and start the daemon anew, or give the range up with \`blksnap dm unmap ${name} ${lost.offset} --no-copy\``,
+      `Cannot serve disk "${name}": its range at ${lost.offset} lies on mapped device "${lost.to}", which could not be made; ` +
+        `make that possible and start the daemon anew, or give the range up: \`blksnap dm unmap ${name} ${lost.offset} --no-copy\``,
     );
   }
 

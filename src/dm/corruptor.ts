@@ -46,7 +46,7 @@ export class ByteCorruptor implements BioOwner {
     bytes.copyWithin(this.#copyAt, bio.at + from, bio.at + from + block);
     bytes[this.#copyAt + this.#byte - from] = this.#value;
     const whole = pool.get(WRITE, bio.offset, bio.length, bio.at, bio.flags, this);
-    whole.tag = { then: pool.get(WRITE, bio.offset + from, block, this.#copyAt, bio.flags, this) };
+    whole.tag = { patch: pool.get(WRITE, bio.offset + from, block, this.#copyAt, bio.flags, this) };
     this.#port.submit(whole);
   }
 
@@ -54,13 +54,13 @@ export class ByteCorruptor implements BioOwner {
   bioEnded(part: Bio): void {
     const { pool } = this.#context;
     const { status } = part;
-    const then = (part.tag as { readonly then: Bio } | null)?.then ?? null;
+    const patch = (part.tag as { readonly patch: Bio } | null)?.patch ?? null;
     pool.put(part);
-    if (then !== null && status === 0) {
-      this.#port.submit(then);
+    if (patch !== null && status === 0) {
+      this.#port.submit(patch);
       return;
     }
-    if (then !== null) pool.put(then);
+    if (patch !== null) pool.put(patch);
     const bio = this.#waiting.shift()!;
     const next = this.#waiting.peek();
     if (next !== null) this.#start(next);

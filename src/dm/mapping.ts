@@ -11,7 +11,7 @@ import { BlksnapError } from '../util/errors.ts';
 import { SECTOR, formatTable } from './table.ts';
 import type { TableLine } from './table.ts';
 import { makeTarget } from './target-types.ts';
-import type { DevicePort, Target } from './target.ts';
+import type { Target } from './target.ts';
 
 export interface MappingContext {
   readonly reactor: Reactor;
@@ -43,17 +43,12 @@ export function planMapping(table: readonly TableLine[], context: MappingContext
   return { table, targets };
 }
 
-/** Every range that the plan wants of a device. */
-export function portsOf(plan: MappingPlan): DevicePort[] {
-  return plan.targets.flatMap(({ ports }) => ports);
-}
-
 /** Gets the devices by `lend`, each once. Errors: those of `lend`; EINVAL for a range outside its device or off its
  *  blocks. What was lent is then given back. */
 export async function openMapping(plan: MappingPlan, lend: (name: string) => Promise<LentDevice>): Promise<Mapping> {
   const lent = new Map<string, LentDevice>();
   try {
-    for (const port of portsOf(plan)) {
+    for (const port of plan.targets.flatMap(({ ports }) => ports)) {
       let device = lent.get(port.name);
       if (device === undefined) lent.set(port.name, (device = await lend(port.name)));
       port.device = device.device;

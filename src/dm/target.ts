@@ -43,7 +43,7 @@ export class DevicePort {
   }
 
   /** `NAME SECTOR`, as tables have it. */
-  toString(): string {
+  get words(): string {
     return `${quoteWord(this.name)} ${this.offset / SECTOR}`;
   }
 }

@@ -90,7 +90,7 @@ class Delay extends Target {
   }
 
   table(): string {
-    return this.#sets.map(({ port, delayMs }) => `${port} ${delayMs}`).join(' ');
+    return this.#sets.map(({ port, delayMs }) => `${port.words} ${delayMs}`).join(' ');
   }
 
   override status(): string {

@@ -37,7 +37,7 @@ class Dust extends Target {
   }
 
   table(): string {
-    return `${this.#port} ${this.#blockSize}`;
+    return `${this.#port.words} ${this.#blockSize}`;
   }
 
   override status(): string {
@@ -98,7 +98,7 @@ class Dust extends Target {
       case 'addbadblock 1':
         return this.#add(block, 0);
       case 'addbadblock 2':
-        return this.#add(block, failures(rest[1]!));
+        return this.#add(block, parseFailures(rest[1]!));
       case 'removebadblock 1':
         if (!this.#bad.delete(block)) throw refused(`block ${block} not found in badblocklist`);
         return '';
@@ -144,7 +144,7 @@ class Dust extends Target {
   }
 }
 
-function failures(word: string): number {
+function parseFailures(word: string): number {
   const count = /^\d{1,3}$/.test(word) ? Number(word) : NaN;
   if (!(count <= MAX_FAILURES)) throw refused(`"${word}" failures are asked for, want 0 to ${MAX_FAILURES}`);
   return count;

@@ -69,7 +69,7 @@ class Flakey extends Target implements BioOwner {
 
   table(): string {
     const { words } = this.#features;
-    return [this.#port, this.#upMs / 1000, this.#downMs / 1000, words.length, ...words].join(' ');
+    return [this.#port.words, this.#upMs / 1000, this.#downMs / 1000, words.length, ...words].join(' ');
   }
 
   get #down(): boolean {
@@ -148,10 +148,10 @@ function takeFeatures(args: TargetArgs): Features {
 function takeCorruption(args: TargetArgs): Corruption {
   const nth = args.integer('the byte to corrupt', { min: 1, max: 2 ** 32 - 1 });
   const direction = args.word('the direction');
-  if (direction !== 'r' && direction !== 'w') args.refuse(`the direction is "${direction}", want r or w`);
+  if (direction !== 'r' && direction !== 'w') return args.refuse(`the direction is "${direction}", want r or w`);
   const value = args.integer("the byte's new value", { min: 0, max: 255 });
   args.integer('the flags', { min: 0, max: 0 });
-  return { nth, direction: direction as 'r' | 'w', value };
+  return { nth, direction, value };
 }
 
 export const flakey: TargetType = (args, context) => {

@@ -17,7 +17,7 @@ class Linear extends Target {
   }
 
   table(): string {
-    return String(this.#port);
+    return this.#port.words;
   }
 
   submit(bio: Bio): void {

@@ -90,7 +90,7 @@ class Mirror extends Target implements BioOwner {
   }
 
   table(): string {
-    return `${this.#head} ${[this.ports.length, ...this.ports].join(' ')}${this.#tail}`;
+    return `${this.#head} ${[this.ports.length, ...this.ports.map(({ words }) => words)].join(' ')}${this.#tail}`;
   }
 
   override status(): string {

@@ -53,7 +53,7 @@ class Striped extends Target implements BioOwner {
   }
 
   table(): string {
-    return [this.#stripes.length, this.#chunk / SECTOR, ...this.ports].join(' ');
+    return [this.#stripes.length, this.#chunk / SECTOR, ...this.ports.map(({ words }) => words)].join(' ');
   }
 
   override status(): string {
