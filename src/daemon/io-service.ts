@@ -35,15 +35,7 @@ import type { Claim } from './backings.ts';
 import { diskInfo, partitionInfo } from './disk-info.ts';
 import { wholeDisk } from './disk-names.ts';
 import { imageContexts } from './image-contexts.ts';
-import type {
-  AttachedFilter,
-  CbtInfo,
-  DiskInfo,
-  IoCalls,
-  IoHandlers,
-  PartitionTableInfo,
-  SnapshotInfo,
-} from './io-protocol.ts';
+import type { AttachedFilter, DiskInfo, IoCalls, IoHandlers, SnapshotInfo } from './io-protocol.ts';
 import { MappedDisks } from './mapped-disks.ts';
 import { PartitionDisks } from './partition-disks.ts';
 import type { PartitionDisk } from './partition-disks.ts';
