@@ -44,7 +44,7 @@ interface Rule {
   readonly unit: 'bytes' | 'ms' | 'count';
 }
 
-export const PARAMETER_RULES: { readonly [Name in keyof Parameters]: Rule } = {
+const PARAMETER_RULES: { readonly [Name in keyof Parameters]: Rule } = {
   trackingBlockMinShift: { option: '--tracking-block-min-shift', min: 12, max: 30, unit: 'count' },
   trackingBlockMaxShift: { option: '--tracking-block-max-shift', min: 12, max: 30, unit: 'count' },
   trackingBlockMaxCount: { option: '--tracking-block-max-count', min: 1, max: 2 ** 30, unit: 'count' },

@@ -1,0 +1,76 @@
+/** Parameters, freeze hooks, more room, and another size, as a person asks for them on the command line. */
+
+import fs from 'node:fs';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import type { CbtView, DiskView, SnapshotView, StatusView } from '../../src/api/client.ts';
+import { DaemonUnderTest } from './daemon-under-test.ts';
+
+const MIB = 1024 * 1024;
+let daemon: DaemonUnderTest;
+
+beforeEach(() => {
+  daemon = new DaemonUnderTest();
+});
+afterEach(() => daemon.dispose());
+
+test('parameters are taken, shown, and refused by name', async () => {
+  await daemon.start('--tracking-block-min-shift', '20', '--copy-memory', '8M', '--max-snapshots-per-disk', '1');
+  const status = await daemon.json<StatusView>('status');
+  expect(status.parameters).toMatchObject({
+    trackingBlockMinShift: 20,
+    copyMemoryBytes: 8 * MIB,
+    maxSnapshotsPerDisk: 1,
+  });
+  expect(await daemon.cli('status')).toMatch(/memory +128 MiB, of it 8\.00 MiB for copies/);
+  await daemon.disk('vm', 8 * MIB);
+  expect((await daemon.json<CbtView>('cbt', 'vm')).blockSize).toBe(MIB);
+  await daemon.cli('snapshot', 'create', 'vm');
+  await expect(daemon.cli('snapshot', 'create', 'vm')).rejects.toMatchObject({
+    stderr: expect.stringMatching(/1 of it are held, as many as --max-snapshots-per-disk allows/),
+  });
+  await expect(daemon.cli('daemon', '--copy-memory', '1G')).rejects.toMatchObject({
+    code: 2,
+    stderr: expect.stringMatching(/--copy-memory 1\.00 GiB: want at most half/),
+  });
+});
+
+test('freeze hooks run around the take; a freeze that fails means no snapshot', async () => {
+  await daemon.start();
+  await daemon.disk('vm', 8 * MIB);
+  const log = daemon.path('log');
+  const say = `echo $BLKSNAP_HOOK $BLKSNAP_DISKS >> ${log}`;
+  const snapshot = await daemon.json<SnapshotView>('snapshot', 'create', 'vm', '--freeze', say, '--thaw', say);
+  expect(fs.readFileSync(log, 'utf8')).toBe('freeze vm\nthaw vm\n');
+  expect(snapshot.freeze!.frozenMs).toBeGreaterThan(snapshot.heldMs);
+  expect(await daemon.cli('snapshot', 'show', snapshot.id)).toMatch(/frozen for/);
+  await expect(daemon.cli('snapshot', 'create', 'vm', '--freeze', 'exit 1', '--thaw', say)).rejects.toMatchObject({
+    stderr: expect.stringMatching(/Cannot freeze: "exit 1" ended with 1/),
+  });
+  expect(fs.readFileSync(log, 'utf8')).toBe('freeze vm\nthaw vm\nthaw vm\n');
+  expect((await daemon.json<{ snapshots: unknown[] }>('snapshot', 'list')).snapshots).toHaveLength(1);
+  await expect(daemon.cli('snapshot', 'create', 'vm', '--freeze', say)).rejects.toMatchObject({ code: 2 });
+});
+
+test('a held snapshot gets more room', async () => {
+  await daemon.start();
+  await daemon.disk('vm', 8 * MIB);
+  const { id } = await daemon.json<SnapshotView>('snapshot', 'create', 'vm', '--storage', ':memory:', '--limit', '1M');
+  expect(await daemon.cli('snapshot', 'append', id, '--limit', '2M')).toBe('2.00 MiB\n');
+  expect(await daemon.cli('snapshot', 'append', id, '--storage', daemon.directory, '--limit', '3M')).toBe('5.00 MiB\n');
+  const { places, limitBytes } = await daemon.json<SnapshotView>('snapshot', 'show', id);
+  expect(limitBytes).toBe(5 * MIB);
+  expect(places).toEqual([
+    { path: ':memory:', limitBytes: 2 * MIB },
+    { path: daemon.directory, limitBytes: 3 * MIB },
+  ]);
+  await expect(daemon.cli('snapshot', 'append', id)).rejects.toMatchObject({ code: 2 });
+});
+
+test('a disk grows while it is served', async () => {
+  await daemon.start();
+  const file = await daemon.disk('vm', 8 * MIB);
+  fs.truncateSync(file, 16 * MIB);
+  expect(await daemon.cli('resize', 'vm')).toBe('16.0 MiB\n');
+  const disks = await daemon.json<{ disks: DiskView[] }>('list');
+  expect(disks.disks[0]).toMatchObject({ size: 16 * MIB, cbt: { reason: expect.stringMatching(/was resized/) } });
+});
