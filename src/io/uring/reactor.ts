@@ -389,6 +389,8 @@ export class UringReactor implements Reactor, StreamHost {
   }
 
   #run(): void {
+    // Closed since this turn was asked for: a timer that was cancelled leaves nothing to wait for.
+    if (this.#closed) return;
     const started = performance.now();
     const yieldMs = this.#cooperative ? COOPERATIVE_YIELD_MS : YIELD_EVERY_MS;
     do {
