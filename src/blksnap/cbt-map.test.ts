@@ -121,15 +121,99 @@ describe('without being closed (the process was killed)', () => {
     after.close();
   });
 
-  test('a disk written long after the last mark loses it', () => {
-    open();
-    const later = Date.now() / 1000 + 60;
-    fs.utimesSync(disk, later, later);
+  test('history goes on after a write that came with the last mark', async () => {
+    const killed = open();
+    await tick();
+    killed.mark(0, 512, 1);
+    writeInPlace('ours');
+    const after = open();
+    expect([after.reason, after.generationId]).toEqual(['', killed.generationId]);
+    after.close();
+  });
+
+  test.each<[string, number, () => void]>([
+    ['written long after the last mark', -60_000, () => writeInPlace('theirs')],
+    ['written with the clock set back', 60_000, () => writeInPlace('theirs')],
+    ['restored with its old times', -60_000, () => restoreInPlace('theirs')],
+  ])('a disk %s loses it', async (_what, lastMarkMs, happen) => {
+    open().mark(0, 512, 1);
+    moveLastMark(lastMarkMs);
+    await tick();
+    happen();
     const after = open();
     expect(after.reason).toMatch(/written while it was not attached/);
     after.close();
   });
+
+  test("a mark without a write does not make the last write look like somebody else's", async () => {
+    const killed = open();
+    await tick();
+    killed.mark(0, 512, 1);
+    writeInPlace('ours');
+    await tick();
+    await tick();
+    killed.markOnly(0, SIZE);
+    const after = open();
+    expect(after.reason).toBe('');
+    after.close();
+  });
 });
+
+test('a disk restored in place with the times it had loses its history', async () => {
+  open().close();
+  await tick();
+  restoreInPlace('theirs');
+  const after = open();
+  expect(after.reason).toMatch(/written while it was not attached/);
+  after.close();
+});
+
+test('a generation ends before its marks do: a kill in between must not leave it without them', () => {
+  const cbt = open();
+  const generation = cbt.generationId;
+  cbt.mark(0, SIZE, 0);
+  Object.defineProperty(cbt.map, 'fill', {
+    value: () => {
+      throw new Error('killed');
+    },
+  });
+  expect(() => cbt.renew('a test')).toThrow('killed');
+  const after = open();
+  expect(after.generationId).not.toBe(generation);
+  after.close();
+});
+
+test('a map closed with writes that may be lost is not clean', () => {
+  open().close(false);
+  expect(fs.readFileSync(file).readUInt32LE(28)).toBe(0);
+  open().close();
+  expect(fs.readFileSync(file).readUInt32LE(28)).toBe(1);
+});
+
+/** Longer than the step of a file system's clock. */
+function tick(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 30));
+}
+
+/** As if the last mark had been made as much later. */
+function moveLastMark(byMs: number): void {
+  const bytes = fs.readFileSync(file);
+  bytes.writeDoubleLE(bytes.readDoubleLE(136) + byMs, 136);
+  fs.writeFileSync(file, bytes);
+}
+
+function writeInPlace(text: string): void {
+  const fd = fs.openSync(disk, 'r+');
+  fs.writeSync(fd, text);
+  fs.closeSync(fd);
+}
+
+/** What cp -p, rsync and tar do. */
+function restoreInPlace(text: string): void {
+  const { atime, mtime } = fs.statSync(disk);
+  writeInPlace(text);
+  fs.utimesSync(disk, atime, mtime);
+}
 
 function replaceDisk(): void {
   fs.copyFileSync(disk, `${disk}.new`);

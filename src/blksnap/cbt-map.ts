@@ -14,6 +14,7 @@
  *   112 origin kind u32 (0 none, 1 file, 2 device)
  *   120 origin id u64    128 origin version u64 (both as of attach, then as of detach)
  *   136 time of the last mark f64 (ms since 1970)
+ *   144 origin change u64 (as 120 and 128)
  *
  *  Does no I/O but its own file's; knows nothing of chunks or snapshots. */
 
@@ -30,8 +31,10 @@ const VERSION = 1;
 const HEADER = 4096;
 const LAST_MARK = 136;
 const MAX_NUMBER = 255;
-/** A write under way when its process is killed may still reach the file this much later. */
-const KILL_SLACK_MS = 1000;
+/** A write reaches the file soon after its mark, also when its process is killed in between; the file's clock
+ *  goes in steps, and so may be behind. */
+const KILL_SLACK_MS = 250;
+const FILE_CLOCK_STEP_MS = 50;
 
 /** Size rule of the kernel module: 64 KiB blocks, doubled until there are at most 2 Mi, never above 64 MiB. */
 export interface TrackingLimits {
@@ -117,6 +120,8 @@ export class CbtMap {
       this.renew(doubt);
     }
     this.#writeHeader(shift);
+    // A machine that stops must not find the clean mark of the time before: our writes may outlive the new one.
+    if (mapping !== null) syncMapping(mapping.address, HEADER);
   }
 
   get generationId(): string {
@@ -127,11 +132,16 @@ export class CbtMap {
     return this.#changeNumber;
   }
 
-  /** Marks every block that the range touches. Hot path. */
-  mark(offset: number, length: number, nowMs: number): void {
+  /** Marks every block that the range touches, without a write of the origin. */
+  markOnly(offset: number, length: number): void {
     const first = Math.floor(offset / this.blockSize);
     const last = Math.floor((offset + length - 1) / this.blockSize);
     for (let block = first; block <= last; block++) this.map[block] = this.#changeNumber;
+  }
+
+  /** As markOnly, for a write of the origin that comes next. Hot path. */
+  mark(offset: number, length: number, nowMs: number): void {
+    this.markOnly(offset, length);
     if (nowMs !== this.#lastMarkMs) {
       this.#lastMarkMs = nowMs;
       this.#header.setFloat64(LAST_MARK, Date.now(), true);
@@ -154,9 +164,10 @@ export class CbtMap {
     this.reason = reason;
     this.#generationId = crypto.randomUUID();
     this.#changeNumber = 1;
-    this.map.fill(0);
-    this.#header.setUint32(24, 1, true);
+    // In this order: killed in between, the old generation must not be there with marks missing.
     putText(this.#header, 32, this.#generationId);
+    this.#header.setUint32(24, 1, true);
+    this.map.fill(0);
   }
 
   #writeHeader(shift: number): void {
@@ -176,22 +187,30 @@ export class CbtMap {
     this.#header.setUint32(112, identity === null ? 0 : identity.kind === 'file' ? 1 : 2, true);
     this.#header.setBigUint64(120, identity?.id ?? 0n, true);
     this.#header.setBigUint64(128, identity?.version ?? 0n, true);
+    this.#header.setBigUint64(144, identity?.change ?? 0n, true);
   }
 
-  /** Notes that the device was let go in order, after its last write, and writes the map to disk. Safe to call twice. */
-  close(): void {
+  /** Writes the map to disk, then notes that the device was let go in order, after its last write; not so where
+   *  `settled` is false: what was written last may be lost. Safe to call twice. */
+  close(settled = true): void {
     if (this.#closed) return;
     this.#closed = true;
     if (this.#mapping === null) return;
+    const { address, memory } = this.#mapping;
+    // The clean mark comes after what it stands for: the machine may stop between the two.
+    if (syncMapping(address, memory.byteLength) === 0 && settled) this.#markClean(address);
+    unmap(address, memory.byteLength);
+    fs.closeSync(this.#fd);
+  }
+
+  #markClean(address: number): void {
     try {
       this.#writeIdentity();
-      this.#header.setUint32(28, 1, true);
     } catch {
-      // The origin's path is gone. The map stays without its clean mark, and will be doubted.
+      return; // The origin's path is gone. The map stays without its clean mark, and will be doubted.
     }
-    syncMapping(this.#mapping.address, this.#mapping.memory.byteLength);
-    unmap(this.#mapping.address, this.#mapping.memory.byteLength);
-    fs.closeSync(this.#fd);
+    this.#header.setUint32(28, 1, true);
+    syncMapping(address, HEADER);
   }
 }
 
@@ -212,32 +231,41 @@ function doubtAbout(fd: number, length: number, shift: number, options: CbtMapOp
     return 'the stored change map is not readable';
   }
   const now = options.originPath === null ? null : originIdentity(options.originPath);
+  if (now?.kind === 'device' && text(header, 72) !== bootId()) {
+    return 'the machine was started anew, and with it the count of what was written to the device';
+  }
   return header.getUint32(28, true) === 1 ? doubtAfterDetach(header, now) : doubtAfterKill(header, now);
 }
 
 function doubtAfterDetach(header: DataView, now: OriginIdentity | null): string {
   const then = storedIdentity(header);
-  if (then?.id !== now?.id || then?.kind !== now?.kind) return 'the disk is another one than before';
-  if (then?.version !== now?.version) return 'the disk was written while it was not attached';
-  return '';
+  if (isAnother(then, now)) return 'the disk is another one than before';
+  return isUntouched(then, now) ? '' : 'the disk was written while it was not attached';
 }
 
 function doubtAfterKill(header: DataView, now: OriginIdentity | null): string {
   if (text(header, 72) !== bootId()) return 'the machine stopped before the disk was detached';
   const then = storedIdentity(header);
-  if (then?.id !== now?.id || then?.kind !== now?.kind) return 'the disk is another one than before';
+  if (isAnother(then, now)) return 'the disk is another one than before';
   if (now?.kind === 'device')
     return 'the daemon ended without detaching a kernel device, which others may have written since';
+  if (now === null || isUntouched(then, now)) return '';
+  // Its last write was ours if it came with the last mark. One that is earlier is as suspicious as one that is
+  // later: somebody has set the clock back, or the times of the file.
   const lastMarkMs = header.getFloat64(LAST_MARK, true);
-  if (
-    now !== null &&
-    then !== null &&
-    now.version !== then.version &&
-    Number(now.version / 1_000_000n) > lastMarkMs + KILL_SLACK_MS
-  ) {
-    return 'the disk was written while it was not attached';
-  }
-  return '';
+  const isOurs = (timeNs: bigint): boolean => {
+    const sinceMarkMs = Number(timeNs / 1_000_000n) - lastMarkMs;
+    return sinceMarkMs >= -FILE_CLOCK_STEP_MS && sinceMarkMs <= KILL_SLACK_MS;
+  };
+  return isOurs(now.version) && isOurs(now.change) ? '' : 'the disk was written while it was not attached';
+}
+
+function isAnother(then: OriginIdentity | null, now: OriginIdentity | null): boolean {
+  return then?.id !== now?.id || then?.kind !== now?.kind || (now?.kind === 'device' && then?.change !== now.change);
+}
+
+function isUntouched(then: OriginIdentity | null, now: OriginIdentity | null): boolean {
+  return then?.version === now?.version && then?.change === now?.change;
 }
 
 function storedIdentity(header: DataView): OriginIdentity | null {
@@ -247,6 +275,7 @@ function storedIdentity(header: DataView): OriginIdentity | null {
     kind: kind === 1 ? 'file' : 'device',
     id: header.getBigUint64(120, true),
     version: header.getBigUint64(128, true),
+    change: header.getBigUint64(144, true),
   };
 }
 

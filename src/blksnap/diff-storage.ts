@@ -221,7 +221,9 @@ export class DiffStorage {
     completion: Completion,
   ): void {
     const piece = this.#pieceOf(position);
-    this.#reactor.read(piece.fd, to.at, to.length, (position - piece.base) * CHUNK + skip, completion);
+    const offset = (position - piece.base) * CHUNK + skip;
+    if (piece.inMemory) this.#reactor.readCached(piece.fd, to.at, to.length, offset, completion);
+    else this.#reactor.read(piece.fd, to.at, to.length, offset, completion);
   }
 
   /** Writes to a row of positions, at once. */

@@ -1,6 +1,9 @@
 /** What an origin looked like when it was last in our hands, to tell whether somebody else wrote
- *  to it meanwhile. For a file: its inode, size and modification time. For a kernel device: its
- *  number and the kernel's count of sectors written. Does not tell *what* was written. */
+ *  to it meanwhile. Does not tell *what* was written.
+ *
+ *  For a file: its inode, and the times of its last modification and of its last change; the first can be set
+ *  back (cp -p, rsync, tar), the second cannot. For a kernel device: its number, the kernel's count of disks so
+ *  far (another disk of the same number has another), and its count of sectors written. */
 
 import fs from 'node:fs';
 import os from 'node:os';
@@ -11,20 +14,35 @@ export interface OriginIdentity {
   readonly id: bigint;
   /** File: modification time, ns. Device: sectors written since boot. */
   readonly version: bigint;
+  /** File: change time (ctime), ns. Device: its sequence number (diskseq), 0 where the kernel has none. */
+  readonly change: bigint;
 }
 
 export function originIdentity(path: string): OriginIdentity {
   const stat = fs.statSync(path, { bigint: true });
-  if (!stat.isBlockDevice()) return { kind: 'file', id: stat.ino, version: stat.mtimeNs };
-  return { kind: 'device', id: stat.rdev, version: sectorsWritten(Number(stat.rdev)) };
+  if (!stat.isBlockDevice()) return { kind: 'file', id: stat.ino, version: stat.mtimeNs, change: stat.ctimeNs };
+  const directory = sysfsDirectory(Number(stat.rdev));
+  return { kind: 'device', id: stat.rdev, version: sectorsWritten(directory), change: diskSequence(directory) };
 }
 
-/** Field 7 of /sys/dev/block/M:m/stat (Documentation/block/stat.rst). */
-function sectorsWritten(rdev: number): bigint {
+function sysfsDirectory(rdev: number): string {
   const major = ((rdev >>> 8) & 0xfff) | (Math.floor(rdev / 2 ** 32) & ~0xfff);
   const minor = (rdev & 0xff) | ((rdev >>> 12) & 0xfff00);
-  const fields = fs.readFileSync(`/sys/dev/block/${major}:${minor}/stat`, 'utf8').trim().split(/\s+/);
+  return `/sys/dev/block/${major}:${minor}`;
+}
+
+/** Field 7 of stat (Documentation/block/stat.rst). */
+function sectorsWritten(directory: string): bigint {
+  const fields = fs.readFileSync(`${directory}/stat`, 'utf8').trim().split(/\s+/);
   return BigInt(fields[6] ?? '0');
+}
+
+/** Linux 5.15 and newer. A partition has that of its disk. */
+function diskSequence(directory: string): bigint {
+  for (const file of [`${directory}/diskseq`, `${fs.realpathSync(directory)}/../diskseq`]) {
+    if (fs.existsSync(file)) return BigInt(fs.readFileSync(file, 'utf8').trim());
+  }
+  return 0n;
 }
 
 /** Differs after every boot of the machine. */

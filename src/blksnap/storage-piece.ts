@@ -58,6 +58,11 @@ export class StoragePiece {
     return Math.max(this.#reserved, this.#next) * CHUNK;
   }
 
+  /** What is stored is in memory, and read at once. */
+  get inMemory(): boolean {
+    return this.#o.place.kind === 'memory';
+  }
+
   get reserving(): boolean {
     return this.#reserving;
   }
@@ -76,7 +81,7 @@ export class StoragePiece {
   }
 
   get #canGrow(): boolean {
-    return this.#o.place.reserves && !this.#full && this.#reserved < this.#limit;
+    return this.#o.place.kind === 'file' && !this.#full && this.#reserved < this.#limit;
   }
 
   /** A portion, smaller where the limit is small: half of it must still be a warning. */
@@ -108,7 +113,7 @@ export class StoragePiece {
 
   /** Reserves the next portion, or what still fits of it. 0, or an errno when nothing more fits. */
   async reserve(): Promise<number> {
-    if (!this.#o.place.reserves) return 0;
+    if (this.#o.place.kind !== 'file') return 0;
     this.#reserving = true;
     const from = Math.max(this.#reserved, this.#next);
     let count = Math.min(this.portionBytes / CHUNK, this.#limit - from);

@@ -6,7 +6,7 @@
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import type { Arena } from '../io/arena.ts';
 import type { Reactor } from '../io/reactor.ts';
-import { changesData, rangeError } from '../block/bio.ts';
+import { FLUSH, changesData, rangeError, runBio } from '../block/bio.ts';
 import type { Bio, BioPool } from '../block/bio.ts';
 import { BlockFilter } from '../block/filter.ts';
 import type { Disk } from '../block/disk.ts';
@@ -133,8 +133,14 @@ export class Tracker extends BlockFilter {
         `Cannot detach disk "${this.disk.name}": snapshot ${held.join(', ')} is held; destroy it first`,
       );
     }
-    this.cbt.close();
+    this.cbt.close(await this.#settle());
     this.#disk = null;
+  }
+
+  /** Whether all that was written is on stable storage: what a machine that stops takes back is a change, too. */
+  async #settle(): Promise<boolean> {
+    if (this.#readOnly || !this.disk.capabilities.flush) return true;
+    return (await runBio(this.#options.pool, this.below, { op: FLUSH, offset: 0, length: 0 })) === 0;
   }
 
   /** Commands: `dirty` {offset, length}[] marks ranges changed, in the live and the frozen maps. */
@@ -172,7 +178,7 @@ export class Tracker extends BlockFilter {
   /** Each frozen map is marked with its own number: changed in the period that its take ended. */
   #markFrom(index: number, offset: number, length: number): void {
     const { cbt, cow } = this;
-    cbt.mark(offset, length, this.#options.reactor.now());
+    cbt.markOnly(offset, length);
     for (const { frozenMap, changeNumber, blockSize } of cow.areas.slice(index)) {
       const first = Math.floor(offset / blockSize);
       const end = Math.floor((offset + length - 1) / blockSize) + 1;
