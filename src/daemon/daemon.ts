@@ -19,7 +19,7 @@ import { Disks } from './disks.ts';
 import type { Host } from './host.ts';
 import { IoThread } from './io-thread-client.ts';
 import { lockDirectory } from './lock.ts';
-import type { DirectoryLock } from './lock.ts';
+import type { FileLock } from '../io/lock-file.ts';
 import type { Log } from './log.ts';
 import type { DaemonPaths } from './paths.ts';
 import { Serial } from './serial.ts';
@@ -44,7 +44,7 @@ export interface DaemonOptions {
 
 export class Daemon {
   readonly #options: DaemonOptions;
-  readonly #lock: DirectoryLock;
+  readonly #lock: FileLock;
   readonly #io: IoThread;
   readonly #startedAt = new Date();
   /** Where NBD clients connect. */
@@ -85,7 +85,7 @@ export class Daemon {
     }
   }
 
-  private constructor(options: DaemonOptions, lock: DirectoryLock, io: IoThread) {
+  private constructor(options: DaemonOptions, lock: FileLock, io: IoThread) {
     this.#options = options;
     this.#lock = lock;
     this.#io = io;
