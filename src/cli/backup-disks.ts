@@ -12,13 +12,14 @@ import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { formatSeconds, formatSize } from '../util/units.ts';
 import { connect } from './command.ts';
 import type { CommonOptions } from './command.ts';
-import { printLine } from './output.ts';
+import { printError, printLine } from './output.ts';
 import { Progress } from './progress.ts';
 import { withReactor } from './with-reactor.ts';
 import type { IoContext } from './with-reactor.ts';
-import { storagePlace } from './commands/snapshots.ts';
+import { hooksOf, storagePlace } from './commands/snapshots.ts';
+import type { HookOptions } from './commands/snapshots.ts';
 
-export interface BackupOptions extends CommonOptions {
+export interface BackupOptions extends CommonOptions, HookOptions {
   readonly to: string;
   readonly full?: boolean;
   readonly differential?: boolean;
@@ -71,9 +72,13 @@ function modeOf({ full, differential }: BackupOptions): BackupMode {
 }
 
 async function takenSnapshot(client: Client, names: readonly string[], options: BackupOptions): Promise<SnapshotView> {
+  const hooks = hooksOf(options);
   if (options.snapshot !== undefined) return await client.snapshot(options.snapshot);
   const storage = storagePlace(options.storage);
-  return await client.createSnapshot({ disks: [...names], storage, limitBytes: options.limit });
+  const snapshot = await client.createSnapshot({ disks: [...names], storage, limitBytes: options.limit, hooks });
+  const thawError = snapshot.freeze?.thawError ?? null;
+  if (thawError !== null) printError(new Error(thawError), options.json ?? false);
+  return snapshot;
 }
 
 interface Job {

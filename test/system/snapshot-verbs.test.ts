@@ -49,6 +49,8 @@ test('freeze hooks run around the take; a freeze that fails means no snapshot', 
   expect(fs.readFileSync(log, 'utf8')).toBe('freeze vm\nthaw vm\nthaw vm\n');
   expect((await daemon.json<{ snapshots: unknown[] }>('snapshot', 'list')).snapshots).toHaveLength(1);
   await expect(daemon.cli('snapshot', 'create', 'vm', '--freeze', say)).rejects.toMatchObject({ code: 2 });
+  await daemon.cli('backup', 'vm', '--to', daemon.path('backups'), '--freeze', say, '--thaw', say);
+  expect(fs.readFileSync(log, 'utf8')).toBe('freeze vm\nthaw vm\nthaw vm\nfreeze vm\nthaw vm\n');
 });
 
 test('a held snapshot gets more room', async () => {

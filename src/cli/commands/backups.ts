@@ -47,6 +47,9 @@ export function addBackupCommands(program: Command): void {
     .option('--snapshot <id>', 'back up this snapshot, and keep it')
     .option('--storage <place>', 'as for `snapshot create`')
     .option('--limit <size>', 'as for `snapshot create`', (text: string) => parseSize(text))
+    .option('--freeze <command>', 'as for `snapshot create`')
+    .option('--thaw <command>', 'as for `snapshot create`')
+    .option('--freeze-timeout <ms>', 'as for `snapshot create`', Number)
     .action(async (names: string[], options: BackupOptions) => {
       const { backUpDisks } = await import('../backup-disks.ts');
       await backUpDisks(names, options);

@@ -9,12 +9,15 @@ import type { CommonOptions } from '../command.ts';
 import { onInterrupt } from '../interrupt.ts';
 import { formatTime, printError, printFields, printJson, printLine, printTable } from '../output.ts';
 
-interface CreateOptions extends CommonOptions {
-  readonly storage?: string;
-  readonly limit?: number;
+export interface HookOptions {
   readonly freeze?: string;
   readonly thaw?: string;
   readonly freezeTimeout?: number;
+}
+
+interface CreateOptions extends CommonOptions, HookOptions {
+  readonly storage?: string;
+  readonly limit?: number;
 }
 
 interface EventOptions extends CommonOptions {
@@ -94,7 +97,8 @@ async function create(names: string[], options: CreateOptions): Promise<void> {
   for (const { uri } of snapshot.images) printLine(uri);
 }
 
-function hooksOf({ freeze, thaw, freezeTimeout: timeoutMs }: CreateOptions) {
+/** The freeze hooks as the API takes them. Errors: EINVAL for one without the other. */
+export function hooksOf({ freeze, thaw, freezeTimeout: timeoutMs }: HookOptions) {
   if (freeze === undefined && thaw === undefined && timeoutMs === undefined) return undefined;
   if (freeze === undefined || thaw === undefined) {
     throw new BlksnapError(
