@@ -4,11 +4,10 @@ import { OpenAPIHono } from '@hono/zod-openapi';
 import type { Context } from 'hono';
 import { bodyLimit } from 'hono/body-limit';
 import { HTTPException } from 'hono/http-exception';
-import type { Daemon } from '../daemon/daemon.ts';
-import type { Log } from '../daemon/log.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { MIB } from '../util/units.ts';
 import { VERSION } from '../util/version.ts';
+import type { ApiContext } from './context.ts';
 import { httpStatus } from './http-status.ts';
 import { addDiskRoutes } from './routes/disks.ts';
 import { addMappedRoutes } from './routes/dm.ts';
@@ -19,14 +18,6 @@ import { addSnapshotRoutes } from './routes/snapshots.ts';
 import { addStatusRoute } from './routes/status.ts';
 
 const BODY_LIMIT_BYTES = 4 * MIB;
-
-/** What handlers work with. */
-export interface ApiContext {
-  readonly daemon: Daemon;
-  /** Aborted when the server ends: nothing waits any longer. */
-  readonly ending: AbortSignal;
-  readonly log: Log;
-}
 
 export function createApp(context: ApiContext): OpenAPIHono {
   const app = new OpenAPIHono({ defaultHook: refuseInvalid });

@@ -3,7 +3,7 @@
 import { createRoute } from '@hono/zod-openapi';
 import type { OpenAPIHono } from '@hono/zod-openapi';
 import { BlksnapError } from '../../util/errors.ts';
-import type { ApiContext } from '../app.ts';
+import type { ApiContext } from '../context.ts';
 import { binaryResult, failures, jsonBody, jsonResult } from '../responses.ts';
 import {
   attachRequest,

@@ -2,7 +2,7 @@
 
 import { createRoute, z } from '@hono/zod-openapi';
 import type { OpenAPIHono } from '@hono/zod-openapi';
-import type { ApiContext } from '../app.ts';
+import type { ApiContext } from '../context.ts';
 import { failures, jsonBody, jsonResult } from '../responses.ts';
 import { diskView, nameParam } from '../schema.ts';
 import {

@@ -6,7 +6,7 @@ import { streamSSE } from 'hono/streaming';
 import type { SSEStreamingApi } from 'hono/streaming';
 import type { Daemon } from '../../daemon/daemon.ts';
 import { BlksnapError } from '../../util/errors.ts';
-import type { ApiContext } from '../app.ts';
+import type { ApiContext } from '../context.ts';
 import { failures } from '../responses.ts';
 import { MAX_WAIT_MS, eventView, eventsQuery, eventsView, idParam, nextEventView, waitQuery } from '../schema.ts';
 
