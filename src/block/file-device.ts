@@ -1,10 +1,11 @@
 /** Opens an image file as a block device: buffered, or past the page cache with O_DIRECT. */
 
 import fs from 'node:fs';
-import { onTmpfs } from '../io/files.ts';
+import { dirname } from 'node:path';
+import { onTmpfs, openUnnamed } from '../io/files.ts';
 import { ALLOCATE_PUNCH_HOLE } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
-import { directAlignment, fallocate, ffiAvailable, setModificationTime } from '../io/sys.ts';
+import { directAlignment, fallocate, ffiAvailable } from '../io/sys.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { alignUp } from '../util/units.ts';
 import { DescriptorDevice } from './descriptor-device.ts';
@@ -51,17 +52,17 @@ function openImage(path: string, readOnly: boolean, direct: boolean): number {
 }
 
 /** A device on an image that is open already; the descriptor is the device's from then on. */
-export function fileDevice(fd: number, path: string, options: OpenDeviceOptions): DescriptorDevice {
+export function fileDevice(fd: number, image: string, options: OpenDeviceOptions): DescriptorDevice {
   const { size } = fs.fstatSync(fd);
   const readOnly = options.readOnly ?? false;
-  const alignment = options.direct === true ? fileAlignment(fd, path, size) : { memory: 1, offset: SECTOR };
+  const alignment = options.direct === true ? fileAlignment(fd, image, size) : { memory: 1, offset: SECTOR };
   if (size === 0 || size % alignment.offset !== 0) {
     const wrong = size === 0 ? 'it is empty' : `size ${size} is not a multiple of ${alignment.offset}`;
-    throw new BlksnapError('EINVAL', `Cannot open "${path}" as a disk: ${wrong}; make it larger with truncate`);
+    throw new BlksnapError('EINVAL', `Cannot open "${image}" as a disk: ${wrong}; make it larger with truncate`);
   }
-  const punch = !readOnly && canPunch(fd, size);
+  const punch = !readOnly && canPunch(image, fd);
   return new DescriptorDevice(options.reactor, {
-    name: path,
+    name: image,
     fd,
     sizeNow: () => fs.fstatSync(fd).size,
     logicalBlockSize: alignment.offset,
@@ -92,13 +93,23 @@ function fileAlignment(fd: number, path: string, size: number): { memory: number
   return { memory: asked.memory, offset: Math.max(SECTOR, asked.offset) };
 }
 
-/** Tries it where nothing is: past the end. That changes no data, so it must not look like a write to those who
- *  judge by the modification time, as change tracking does: where the time cannot be put back, nothing is tried. */
-function canPunch(fd: number, size: number): boolean {
+/** Tries it on a file of its own, unnamed and beside the image. Trying it on the image would change its times, by
+ *  which change tracking tells whether somebody else wrote to it; only one without a name has nobody who looks.
+ *  Where no file can be made beside it: no. */
+function canPunch(image: string, fd: number): boolean {
   if (!ffiAvailable()) return false;
-  const { mtimeNs } = fs.fstatSync(fd, { bigint: true });
-  if (setModificationTime(fd, mtimeNs) < 0) return false;
-  const works = fallocate(fd, ALLOCATE_PUNCH_HOLE, alignUp(size, PAGE), PAGE) === 0;
-  setModificationTime(fd, mtimeNs);
-  return works;
+  const { nlink, size, dev } = fs.fstatSync(fd);
+  if (nlink === 0) return fallocate(fd, ALLOCATE_PUNCH_HOLE, alignUp(size, PAGE), PAGE) === 0;
+  let probe: number;
+  try {
+    probe = openUnnamed(dirname(fs.realpathSync(image)));
+  } catch {
+    return false;
+  }
+  try {
+    // A file that is mounted by itself is on another file system than its directory.
+    return fs.fstatSync(probe).dev === dev && fallocate(probe, ALLOCATE_PUNCH_HOLE, 0, PAGE) === 0;
+  } finally {
+    fs.closeSync(probe);
+  }
 }

@@ -1,6 +1,7 @@
 /** Whole ranges of files through a reactor, for slow paths: loops over short results, and errors that
  *  name the file. What names a file here is its descriptor and, for the messages, its path. */
 
+import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import { dirname } from 'node:path';
 import { BlksnapError, errnoError } from '../util/errors.ts';
@@ -68,4 +69,23 @@ const TMPFS_MAGIC = 0x01021994;
 export function onTmpfs(path: string): boolean {
   const existing = fs.existsSync(path) ? path : dirname(path);
   return fs.statfsSync(existing).type === TMPFS_MAGIC;
+}
+
+const { O_RDWR, O_CREAT, O_EXCL, O_DIRECTORY } = fs.constants;
+/** __O_TMPFILE | O_DIRECTORY. */
+const O_TMPFILE = 0x400000 | O_DIRECTORY;
+
+/** A file without a name, gone with its descriptor. */
+export function openUnnamed(directory: string): number {
+  try {
+    return fs.openSync(directory, O_TMPFILE | O_RDWR, 0o600);
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code !== 'EOPNOTSUPP' && code !== 'ENOTSUP' && code !== 'EISDIR' && code !== 'EINVAL') throw cause;
+    // The file system has no unnamed files: one whose name is taken away at once.
+    const name = `${directory}/.blksnap-${randomUUID()}`;
+    const fd = fs.openSync(name, O_RDWR | O_CREAT | O_EXCL, 0o600);
+    fs.unlinkSync(name);
+    return fd;
+  }
 }

@@ -26,7 +26,6 @@ interface Libc {
   msync(address: Num, length: Num, flags: number): number;
   lseek(fd: number, offset: Num, whence: number): Num;
   fallocate(fd: number, mode: number, offset: Num, length: Num): number;
-  futimens(fd: number, times: Uint8Array): number;
   fcntl(fd: number, command: number, argument: Uint8Array): number;
   ioctl(fd: number, request: Num, argument: Uint8Array): number;
   statx(directoryFd: number, path: string, flags: number, mask: number, result: Uint8Array): number;
@@ -62,7 +61,6 @@ function libc(): Libc {
     msync: bind('int msync(uint64_t, size_t, int)'),
     lseek: bind('int64_t lseek(int, int64_t, int)'),
     fallocate: bind('int fallocate(int, int, int64_t, int64_t)'),
-    futimens: bind('int futimens(int, void*)'),
     fcntl: bind('int fcntl(int, int, void*)'),
     ioctl: bind('int ioctl(int, unsigned long, void*)'),
     statx: bind('int statx(int, const char*, int, uint32_t, void*)'),
@@ -136,15 +134,6 @@ export function seek(fd: number, offset: number, whence: typeof SEEK_DATA | type
 
 export function fallocate(fd: number, mode: number, offset: number, length: number): number {
   return checked(libc().fallocate(fd, mode, offset, length));
-}
-
-const UTIME_OMIT = 2 ** 30 - 2;
-
-/** Sets a file's modification time to the nanosecond (Node's own call rounds it), and leaves its access time. */
-export function setModificationTime(fd: number, timeNs: bigint): number {
-  // struct timespec { long tv_sec; long tv_nsec } [access, modification]
-  const times = new BigInt64Array([0n, BigInt(UTIME_OMIT), timeNs / 1_000_000_000n, timeNs % 1_000_000_000n]);
-  return checked(libc().futimens(fd, new Uint8Array(times.buffer)));
 }
 
 /** fcntl with a structure argument (locks). */
