@@ -7,6 +7,7 @@ import { HTTPException } from 'hono/http-exception';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { MIB } from '../util/units.ts';
 import { VERSION } from '../util/version.ts';
+import type { Log } from '../daemon/log.ts';
 import type { ApiContext } from './context.ts';
 import { httpStatus } from './http-status.ts';
 import { addDiskRoutes } from './routes/disks.ts';
