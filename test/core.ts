@@ -29,7 +29,9 @@ export class Core {
   readonly #disks: Disk[] = [];
   readonly #parameters: Parameters;
 
-  static async open(options: { driver?: DriverName; copyMemoryBytes?: number; parameters?: Partial<Parameters> } = {}): Promise<Core> {
+  static async open(
+    options: { driver?: DriverName; copyMemoryBytes?: number; parameters?: Partial<Parameters> } = {},
+  ): Promise<Core> {
     const reactor = await openReactor({
       ...(options.driver && { driver: options.driver }),
       arenaBytes: 32 * MIB,

@@ -37,7 +37,12 @@ export function openStoragePlace(path: string, action: string): StoragePlace {
       throw new BlksnapError('EEXIST', `${action}: it has content; name a new file, an empty one, or a directory`);
     }
     const fd = fs.openSync(path, O_RDWR | (stat === undefined ? O_CREAT | O_EXCL : 0), 0o600);
-    return { fd, owned: stat === undefined ? path : null, kind: onTmpfs(path) ? 'memory' : 'file', sizeBytes: Infinity };
+    return {
+      fd,
+      owned: stat === undefined ? path : null,
+      kind: onTmpfs(path) ? 'memory' : 'file',
+      sizeBytes: Infinity,
+    };
   } catch (cause) {
     throw cause instanceof BlksnapError ? cause : toBlksnapError(cause, action);
   }

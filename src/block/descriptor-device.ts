@@ -86,7 +86,8 @@ export class DescriptorDevice implements BlockDevice {
     this.capabilities = geometry.capabilities;
     this.#kind = geometry.kind;
     // On tmpfs a seek passes every page; reading holes there costs no more.
-    if (geometry.kind === 'file' && geometry.cached !== 'all' && ffiAvailable()) this.holes = new FileHoles(geometry.fd, () => this.size);
+    if (geometry.kind === 'file' && geometry.cached !== 'all' && ffiAvailable())
+      this.holes = new FileHoles(geometry.fd, () => this.size);
     this.#cached = geometry.cached;
     this.#memoryAlignment = geometry.memoryAlignment;
     this.#bounce =

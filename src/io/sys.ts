@@ -42,7 +42,15 @@ interface Libc {
   pwritev(fd: number, iovecs: number, count: number, offset: number): Num;
   sendmsg(fd: number, header: number, flags: number): Num;
   uringSetup(nr: number, entries: number, params: Uint8Array): Num;
-  uringEnter(nr: number, fd: number, submit: number, wait: number, flags: number, argument: number, size: number): number;
+  uringEnter(
+    nr: number,
+    fd: number,
+    submit: number,
+    wait: number,
+    flags: number,
+    argument: number,
+    size: number,
+  ): number;
 }
 
 let loaded: Libc | null = null;

@@ -30,7 +30,9 @@ export class Timers {
   /** Completes all that are due, earliest first. */
   expire(nowMs: number): void {
     if (nowMs < this.next) return;
-    const due = [...this.#timers].filter(([, timer]) => timer.dueMs <= nowMs).toSorted(([, a], [, b]) => a.dueMs - b.dueMs);
+    const due = [...this.#timers]
+      .filter(([, timer]) => timer.dueMs <= nowMs)
+      .toSorted(([, a], [, b]) => a.dueMs - b.dueMs);
     for (const [handle, timer] of due) {
       if (this.#timers.delete(handle)) timer.completion.complete(0);
     }

@@ -14,7 +14,10 @@ export function parseSize(text: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:I?B)?$/i.exec(text.trim());
   const bytes = match === null ? NaN : Number(match[1]) * SUFFIXES[(match[2] ?? '').toUpperCase()]!;
   if (!Number.isSafeInteger(bytes) || bytes > 8 * PIB) {
-    throw new BlksnapError('EINVAL', `Cannot read size "${text}": want a whole number of bytes, or one with K, M, G or T`);
+    throw new BlksnapError(
+      'EINVAL',
+      `Cannot read size "${text}": want a whole number of bytes, or one with K, M, G or T`,
+    );
   }
   return bytes;
 }

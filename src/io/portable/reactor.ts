@@ -77,13 +77,7 @@ export class PortableReactor implements Reactor, SocketHost {
     this.write(fd, at, length, offset, false, completion);
   }
 
-  writeGatherCached(
-    fd: number,
-    segments: Float64Array,
-    count: number,
-    offset: number,
-    completion: Completion,
-  ): void {
+  writeGatherCached(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
     this.writeGather(fd, segments, count, offset, completion);
   }
 

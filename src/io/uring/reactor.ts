@@ -122,7 +122,12 @@ export class UringReactor implements Reactor, StreamHost {
     return new UringReactor(ring, new Arena(arena.memory, arena.address), gather, options.cooperative ?? false);
   }
 
-  private constructor(ring: Ring, arena: Arena, gather: { memory: ArrayBuffer; address: number }, cooperative: boolean) {
+  private constructor(
+    ring: Ring,
+    arena: Arena,
+    gather: { memory: ArrayBuffer; address: number },
+    cooperative: boolean,
+  ) {
     this.#ring = ring;
     this.arena = arena;
     this.#gatherView = new DataView(gather.memory);
@@ -133,7 +138,15 @@ export class UringReactor implements Reactor, StreamHost {
   // --- operations -----------------------------------------------------------------------------
 
   /** For streams. Starts an operation on an absolute address. */
-  start(op: number, fd: number, address: number, length: number, offset: number, opFlags: number, completion: Completion): void {
+  start(
+    op: number,
+    fd: number,
+    address: number,
+    length: number,
+    offset: number,
+    opFlags: number,
+    completion: Completion,
+  ): void {
     const slot = this.#freeSlots.length > 0 ? this.#freeSlots.pop()! : this.#completions.length;
     this.#completions[slot] = completion;
     this.#ring.prepare(op, fd, address, length, offset, opFlags, slot);
@@ -176,13 +189,7 @@ export class UringReactor implements Reactor, StreamHost {
     this.start(OP_WRITEV, fd, iovecs, count, offset, 0, completion);
   }
 
-  writeGatherCached(
-    fd: number,
-    segments: Float64Array,
-    count: number,
-    offset: number,
-    completion: Completion,
-  ): void {
+  writeGatherCached(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
     let length = 0;
     for (let i = 0; i < count; i++) length += segments[i * 2 + 1]!;
     const iovecs = this.#iovecs(segments, count);
@@ -264,7 +271,11 @@ export class UringReactor implements Reactor, StreamHost {
           return;
         }
         listen();
-        for (let m = receiveMessageOnPort(port as MessagePort); m !== undefined; m = receiveMessageOnPort(port as MessagePort)) {
+        for (
+          let m = receiveMessageOnPort(port as MessagePort);
+          m !== undefined;
+          m = receiveMessageOnPort(port as MessagePort)
+        ) {
           handler(m.message);
         }
       },
@@ -340,9 +351,7 @@ export class UringReactor implements Reactor, StreamHost {
     const fd = openSocket(resolved);
     const at = this.#allocate(encoded.length);
     this.arena.bytes.set(encoded, at);
-    const result = await completed((c) =>
-      this.start(OP_CONNECT, fd, this.arena.address + at, 0, encoded.length, 0, c),
-    );
+    const result = await completed((c) => this.start(OP_CONNECT, fd, this.arena.address + at, 0, encoded.length, 0, c));
     this.arena.release(at);
     if (result < 0) {
       fs.closeSync(fd);

@@ -127,7 +127,15 @@ export class Ring {
   }
 
   /** Writes one submission entry. Hands the batch to the kernel first when the ring is full. */
-  prepare(op: number, fd: number, address: number, length: number, offset: number, opFlags: number, userData: number): void {
+  prepare(
+    op: number,
+    fd: number,
+    address: number,
+    length: number,
+    offset: number,
+    opFlags: number,
+    userData: number,
+  ): void {
     if (this.#unsubmitted === this.#entries) this.enter(0, -1);
     const sqes = this.#sqes;
     const base = (this.#tail & (this.#entries - 1)) << 4;

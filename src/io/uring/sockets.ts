@@ -5,16 +5,7 @@ import fs from 'node:fs';
 import net from 'node:net';
 import { BlksnapError, errnoError } from '../../util/errors.ts';
 import type { SocketAddress } from '../reactor.ts';
-import {
-  AF_INET,
-  AF_INET6,
-  AF_UNIX,
-  bindSocket,
-  listenSocket,
-  setSocketOption,
-  socket,
-  socketName,
-} from '../sys.ts';
+import { AF_INET, AF_INET6, AF_UNIX, bindSocket, listenSocket, setSocketOption, socket, socketName } from '../sys.ts';
 
 const BACKLOG = 128;
 const SOL_SOCKET = 1;

@@ -24,7 +24,15 @@ const LIST_SEGMENTS = (LIST_SIZE - MSGHDR_SIZE) / IOV_SIZE;
 /** What the stream needs of its reactor. */
 export interface StreamHost {
   readonly memory: { readonly address: number; readonly view: DataView };
-  start(op: number, fd: number, address: number, length: number, offset: number, opFlags: number, completion: Completion): void;
+  start(
+    op: number,
+    fd: number,
+    address: number,
+    length: number,
+    offset: number,
+    opFlags: number,
+    completion: Completion,
+  ): void;
   finish(completion: Completion, result: number): void;
   cancel(completion: Completion): void;
   streamClosed(stream: UringStream, listsAt: number): void;
@@ -183,8 +191,12 @@ export class UringStream implements Stream {
     writePointer(view, header + 16, address + iov); // msg_iov
     view.setUint32(header + 24, count, true); // msg_iovlen
     // Most sends fit into the socket's buffer: done at once, they spare a turn of the loop.
-    const result = s.left <= SEND_AT_ONCE ? sendMessage(this.#writeFd, address + header, MSG_DONTWAIT | MSG_NOSIGNAL) : -ERRNO.EAGAIN;
-    if (result === -ERRNO.EAGAIN) this.#host.start(OP_SENDMSG, this.#writeFd, address + header, 1, 0, MSG_WAITALL | MSG_NOSIGNAL, s);
+    const result =
+      s.left <= SEND_AT_ONCE
+        ? sendMessage(this.#writeFd, address + header, MSG_DONTWAIT | MSG_NOSIGNAL)
+        : -ERRNO.EAGAIN;
+    if (result === -ERRNO.EAGAIN)
+      this.#host.start(OP_SENDMSG, this.#writeFd, address + header, 1, 0, MSG_WAITALL | MSG_NOSIGNAL, s);
     else this.#host.finish(s, result);
   }
 
