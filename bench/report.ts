@@ -1,69 +1,101 @@
-/** What is made of the samples: medians, spreads, ratios, a table, a JSON file. */
+/** What is made of the samples: tables for people, and the JSON report. */
 
-import type { Sample } from './fio.ts';
-import type { Workload } from './workloads.ts';
+import type { Experiment, Series } from './measurement.ts';
+import { spreadOf, valuesOf } from './statistics.ts';
+import type { Spread } from './statistics.ts';
+import type { Outcome } from './targets.ts';
 
-export interface Summary {
-  readonly contender: string;
-  readonly workload: string;
-  readonly unit: Workload['unit'];
-  readonly rounds: number;
-  readonly median: number;
-  readonly min: number;
-  readonly max: number;
-  readonly p50Us: number;
-  readonly p99Us: number;
-  /** Median of this contender by the median of the first one measured. */
+export interface Row {
+  readonly entrant: string;
+  readonly title: string;
+  readonly metrics: Readonly<Record<string, Spread>>;
+  /** Median by the median of the first entrant. */
   readonly ratio: number;
 }
 
-function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  const middle = sorted.length / 2;
-  return sorted.length % 2 === 1 ? sorted[Math.floor(middle)]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
+export interface ExperimentReport {
+  readonly name: string;
+  readonly title: string;
+  readonly group: string;
+  readonly unit: string;
+  /** When and of what: parts of a report may be of different runs. */
+  readonly date: string;
+  readonly commit: string;
+  readonly rows: readonly Row[];
+  readonly outcomes: readonly Outcome[];
 }
 
-/** One summary per contender, in the given order; a contender without samples is left out. */
-export function summarize(workload: Workload, samples: ReadonlyMap<string, readonly Sample[]>): Summary[] {
-  const measured = [...samples].filter(([, list]) => list.length > 0);
-  const base = measured[0] === undefined ? Number.NaN : median(measured[0][1].map(({ rate }) => rate));
-  return measured.map(([contender, list]) => {
-    const rates = list.map(({ rate }) => rate);
-    return {
-      contender,
-      workload: workload.name,
-      unit: workload.unit,
-      rounds: rates.length,
-      median: median(rates),
-      min: Math.min(...rates),
-      max: Math.max(...rates),
-      p50Us: median(list.map(({ p50Us }) => p50Us)),
-      p99Us: median(list.map(({ p99Us }) => p99Us)),
-      ratio: median(rates) / base,
-    };
+export interface Report {
+  readonly machine: Readonly<Record<string, string | number>>;
+  readonly settings: Readonly<Record<string, number | boolean>>;
+  readonly experiments: readonly ExperimentReport[];
+  /** What could not be measured, and why. */
+  readonly failures: readonly string[];
+}
+
+/** One row per entrant that was measured at all. */
+export function rowsOf(experiment: Experiment, measured: readonly Series[]): Row[] {
+  const present = measured.filter((series) => valuesOf(series, 'value').length > 0);
+  const base = present[0] === undefined ? Number.NaN : spreadOf(valuesOf(present[0], 'value')).median;
+  return present.map((series) => {
+    const names = new Set(series.samples.flatMap((sample) => Object.keys(sample ?? {})));
+    const spreads = [...names].map((name) => [name, valuesOf(series, name)] as const);
+    const metrics = Object.fromEntries(
+      spreads.filter(([, values]) => values.length > 0).map(([name, values]) => [name, spreadOf(values)]),
+    );
+    const title = experiment.entrants.find(({ name }) => name === series.entrant)!.title;
+    return { entrant: series.entrant, title, metrics, ratio: metrics['value']!.median / base };
   });
 }
 
-const whole = (value: number): string => Math.round(value).toLocaleString('en-US');
-const micros = (value: number): string => (value >= 100 ? whole(value) : value.toFixed(1));
+const STANDARD = new Set(['value', 'p50Us', 'p99Us', 'cpuUs']);
 
-/** Lines of a table of one workload. `titles` names the contenders. */
-export function tableOf(
-  workload: Workload,
-  summaries: readonly Summary[],
-  titles: ReadonlyMap<string, string>,
-): string[] {
-  const head = ['', workload.unit, 'min – max', 'p50 µs', 'p99 µs', 'ratio'];
-  const rows = summaries.map((one) => [
-    titles.get(one.contender) ?? one.contender,
-    whole(one.median),
-    `${whole(one.min)} – ${whole(one.max)}`,
-    micros(one.p50Us),
-    micros(one.p99Us),
-    one.ratio.toFixed(2),
+/** About four digits, whatever the size. */
+export function written(value: number): string {
+  if (Math.abs(value) >= 1000) return Math.round(value).toLocaleString('en-US');
+  return value.toFixed(Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2);
+}
+
+function aligned(rows: ReadonlyArray<readonly string[]>): string[] {
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
+  return rows.map((row) =>
+    row.map((cell, column) => (column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!))).join('  '),
+  );
+}
+
+/** Lines of a table of one experiment, and below it what else was measured. */
+export function tableOf({ unit, rows }: Pick<ExperimentReport, 'unit' | 'rows'>): string[] {
+  const latencies = rows.some(({ metrics }) => metrics['p99Us'] !== undefined);
+  const head = ['', unit, 'min – max', ...(latencies ? ['p50 µs', 'p99 µs', 'CPU µs'] : []), 'ratio'];
+  const cell = (spread: Spread | undefined): string => (spread === undefined ? '' : written(spread.median));
+  const body = rows.map(({ title, metrics, ratio }) => [
+    title,
+    cell(metrics['value']),
+    `${written(metrics['value']!.min)} – ${written(metrics['value']!.max)}`,
+    ...(latencies ? ['p50Us', 'p99Us', 'cpuUs'].map((name) => cell(metrics[name])) : []),
+    ratio.toFixed(2),
   ]);
-  const widths = head.map((cell, column) => Math.max(cell.length, ...rows.map((row) => row[column]!.length)));
-  const line = (row: readonly string[]): string =>
-    row.map((cell, column) => (column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!))).join('  ');
-  return [line(head), ...rows.map(line)].map((text) => text.trimEnd());
+  const others = rows.flatMap(({ title, metrics }) =>
+    Object.entries(metrics)
+      .filter(([name]) => !STANDARD.has(name))
+      .map(([name, spread]) => `  ${title}: ${name} ${written(spread.median)}`),
+  );
+  return [...aligned([head, ...body]).map((line) => line.trimEnd()), ...others];
+}
+
+const ORDER = { met: 0, noise: 1, 'not met': 2 } as const;
+
+/** Lines that say of each target where it was reached, the worst last. */
+export function verdictsOf(outcomes: readonly Outcome[]): string[] {
+  if (outcomes.length === 0) return ['No target was measured.'];
+  const sorted = outcomes.toSorted((a, b) => ORDER[a.verdict] - ORDER[b.verdict]);
+  const rows = sorted.map(({ verdict, target, experiment, reached, bound, by }) => [
+    verdict,
+    target,
+    experiment,
+    `${written(reached.median)} (${written(reached.min)} – ${written(reached.max)})`,
+    bound,
+    by ?? '',
+  ]);
+  return aligned([['', 'target', 'experiment', 'reached', 'wanted', 'by'], ...rows]).map((line) => line.trimEnd());
 }

@@ -12,6 +12,8 @@ const PACKAGES = new Map([
   ['python3-libnbd', ['/usr/lib/python3/dist-packages/nbd.py']],
   ['nbdkit', ['nbdkit']],
   ['nbd-client', ['nbd-client']],
+  ['nbd-server', ['nbd-server']],
+  ['qemu-system-common', ['qemu-storage-daemon']],
   ['fio', ['fio']],
   ['e2fsprogs', ['mkfs.ext4', 'debugfs']],
   ['fdisk', ['fdisk', 'sfdisk']],

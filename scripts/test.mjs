@@ -5,23 +5,11 @@
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
 
-import { canInstall, installDebianPackages, missingPackages } from './debian.mjs';
-import { ROOT, build, installPackages, say, styled } from './prepare.mjs';
-
-function getPrograms() {
-  const missing = missingPackages();
-  if (missing.length === 0) return;
-  if (canInstall()) {
-    say(`installing Debian packages: ${missing.join(' ')}`);
-    if (installDebianPackages(missing) && missingPackages().length === 0) return;
-  }
-  const names = missingPackages().join(' ');
-  console.log(styled('yellow', `Missing here, so the tests that need them are skipped: ${names}`));
-  console.log(`On Debian or Ubuntu: sudo apt-get install ${names}`);
-}
+import { ROOT, build, installPackages, say } from './prepare.mjs';
+import { getPrograms } from './programs.mjs';
 
 installPackages();
-getPrograms();
+getPrograms('the tests that need them are skipped');
 build();
 say('testing (vitest)');
 const vitest = path.join(ROOT, 'node_modules/vitest/vitest.mjs');

@@ -1,0 +1,93 @@
+/** How long writes to the origin take while somebody reads the whole image as fast as possible. */
+
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import path from 'node:path';
+import { BLKSNAP } from '../blksnap-server.ts';
+import type { Entrant, Experiment, Stage } from '../measurement.ts';
+import { QEMU_CBW, tracked } from '../servers.ts';
+import type { RunningServer, ServerRow } from '../servers.ts';
+import { measureServer } from './fio-entrant.ts';
+
+type Reader = (server: RunningServer, stage: Stage) => readonly [string, ...string[]];
+
+const nbdcopy: Reader = ({ imageUri }) => ['nbdcopy', imageUri!, 'null:'];
+/** Each run is a full backup of a snapshot of its own. */
+const backup: Reader = (_server, { dir }) => [
+  BLKSNAP,
+  'backup',
+  'bench',
+  '--full',
+  '--dir',
+  path.join(dir, 'daemon'),
+  '--to',
+  path.join(dir, 'backups'),
+  '--storage',
+  dir,
+];
+
+/** Runs the reader again and again; the function returned ends it. */
+function keepReading([command, ...args]: readonly [string, ...string[]]): () => Promise<void> {
+  let ending = false;
+  let child = spawn(command, args, { stdio: 'ignore' });
+  const over = (async () => {
+    for (;;) {
+      const [code] = (await once(child, 'exit')) as [number | null];
+      if (ending) return;
+      if (code !== 0) throw new Error(`${command} ${args.join(' ')}: exit status ${code}`);
+      child = spawn(command, args, { stdio: 'ignore' });
+    }
+  })();
+  over.catch(() => {}); // Heard by whoever ends it.
+  return async () => {
+    ending = true;
+    child.kill('SIGTERM');
+    await over;
+  };
+}
+
+function entrant(row: ServerRow, queueDepth: number, reader: Reader | null, needs: readonly string[]): Entrant {
+  const job = { rw: 'randwrite', blockBytes: 4096, queueDepth, onePass: true } as const;
+  return {
+    name: row.name,
+    title: row.title,
+    needs: ['fio', ...row.needs, ...needs],
+    measure: async (stage) => {
+      const server = await row.start(stage);
+      try {
+        const end = reader === null ? async (): Promise<void> => {} : keepReading(reader(server, stage));
+        try {
+          return await measureServer(server, server.uri, { stage, job, unit: 'IOPS' });
+        } finally {
+          await end();
+        }
+      } finally {
+        await server.stop();
+      }
+    },
+  };
+}
+
+function experiment(queueDepth: number): Experiment {
+  const held = (name: string, title: string): ServerRow => tracked(name, title, { held: true });
+  const [qemu] = QEMU_CBW;
+  const read: ServerRow = { ...qemu, name: `${qemu.name}-nbdcopy`, title: `${qemu.title}, nbdcopy reads its image` };
+  return {
+    name: `write-while-reading-qd${queueDepth}`,
+    title: `4 KiB random writes, each block once, while the image is read, queue depth ${queueDepth}`,
+    group: 'while-reading',
+    unit: 'IOPS',
+    better: 'more',
+    place: 'memory',
+    quick: false,
+    entrants: [
+      entrant(held('blksnap-held', 'blksnap, held, nobody reads'), queueDepth, null, []),
+      entrant(held('blksnap-nbdcopy', 'blksnap, nbdcopy reads the image'), queueDepth, nbdcopy, ['nbdcopy']),
+      entrant(held('blksnap-backup', 'blksnap, full backups run'), queueDepth, backup, []),
+      entrant(qemu, queueDepth, null, []),
+      entrant(read, queueDepth, nbdcopy, ['nbdcopy']),
+    ],
+  };
+}
+
+export const WHILE_READING: readonly Experiment[] = [experiment(1), experiment(32)];

@@ -1,0 +1,196 @@
+/** What must be reached, by name, and whether it was. A target is a ratio (or a figure) and its bound, asked of each
+ *  experiment that it names; a new one is a row. */
+
+import type { Experiment, Series } from './measurement.ts';
+import { median, pairedRatios, spreadOf, valuesOf } from './statistics.ts';
+import type { Spread } from './statistics.ts';
+
+interface Target {
+  readonly name: string;
+  readonly title: string;
+  /** Names of experiments. */
+  readonly of: RegExp;
+  readonly subject: string;
+  /** The subject is divided by the best of these, round by round; without any, its figure itself is held to the bound. */
+  readonly by: readonly string[];
+  readonly metric: string;
+  readonly bound: { readonly atLeast: number } | { readonly atMost: number };
+}
+
+/** `noise`: missed, but some round of this run reached it. */
+export type Verdict = 'met' | 'noise' | 'not met';
+
+export interface Outcome {
+  readonly target: string;
+  readonly experiment: string;
+  readonly title: string;
+  readonly bound: string;
+  readonly by: string | null;
+  readonly reached: Spread;
+  readonly verdict: Verdict;
+}
+
+const PEERS = ['nbdkit-file', 'nbd-server', 'qemu-nbd-threads', 'qemu-nbd-io_uring', 'qemu-storage-daemon'];
+const QEMU_CBW = ['qemu-cbw-raw', 'qemu-cbw-qcow2'];
+const PLACES = '(?:-disk)?(?:-4c)?$';
+const plain = (workloads: string): RegExp => new RegExp(`^(?:${workloads})${PLACES}`);
+const ALL_PLAIN = plain('rand(?:read|write|rw)-4k-qd\\d+|(?:read|write)-1m-qd4');
+const IMAGE = /^image-/;
+const READING = /^write-while-reading-/;
+
+const TARGETS: readonly Target[] = [
+  target('deep-queues', '4 KiB at queue depth 32 and 128, by the best peer', plain('rand\\w+-4k-qd(?:32|128)'), {
+    subject: 'blksnap-serve',
+    by: PEERS,
+    atLeast: 1.2,
+  }),
+  target('queue-depth-1', '4 KiB at queue depth 1, by the best peer', plain('rand\\w+-4k-qd1'), {
+    subject: 'blksnap-serve',
+    by: PEERS,
+    atLeast: 1,
+  }),
+  target('sequential', '1 MiB sequential, by the best peer', plain('(?:read|write)-1m-qd4'), {
+    subject: 'blksnap-serve',
+    by: PEERS,
+    atLeast: 1,
+  }),
+  target('latency', "p99 latency, by the best peer's", ALL_PLAIN, {
+    subject: 'blksnap-serve',
+    by: PEERS,
+    metric: 'p99Us',
+    atMost: 1,
+  }),
+  // Nobody is promised these; they move least with what else the machine does.
+  target('cpu', "CPU time per request, by the best peer's", ALL_PLAIN, {
+    subject: 'blksnap-serve',
+    by: PEERS,
+    metric: 'cpuUs',
+    atMost: 1,
+  }),
+  target('cpu-first-touch', 'CPU time per first write, by without a snapshot', /^first-touch-(?:4k-qd|1m)/, {
+    subject: 'blksnap-held',
+    by: ['blksnap-tracker'],
+    metric: 'cpuUs',
+    atMost: 2,
+  }),
+  target('tracker', 'tracker attached, by without', ALL_PLAIN, {
+    subject: 'blksnap-tracker',
+    by: ['blksnap-serve'],
+    atLeast: 0.97,
+  }),
+  target('first-touch-random', 'first touch of chunks at random, by without a snapshot', /^first-touch-4k-qd32$/, {
+    subject: 'blksnap-held',
+    by: ['blksnap-tracker'],
+    atLeast: 0.65,
+  }),
+  target('first-touch-sequential', 'first overwrite in order, by without a snapshot', /^first-touch-1m-qd4$/, {
+    subject: 'blksnap-held',
+    by: ['blksnap-tracker'],
+    atLeast: 0.6,
+  }),
+  target('already-copied', 'writes to chunks already copied, by without a snapshot', /^first-touch-(?:4k-qd|1m)/, {
+    subject: 'blksnap-copied',
+    by: ['blksnap-tracker'],
+    atLeast: 0.95,
+  }),
+  target('first-touch-qemu', 'first touch, by QEMU copy-before-write', /^first-touch-(?:4k-apart-qd32|1m-qd4)$/, {
+    subject: 'blksnap-held',
+    by: QEMU_CBW,
+    atLeast: 2,
+  }),
+  ...['none', 'half', 'all'].map((copied) =>
+    target(`image-${copied}`, `image reads, ${copied} copied, by origin reads`, IMAGE, {
+      subject: `image-${copied}`,
+      by: ['origin'],
+      atLeast: 0.9,
+    }),
+  ),
+  target('write-while-backup', 'p99 of origin writes during full backups, by without', READING, {
+    subject: 'blksnap-backup',
+    by: ['blksnap-held'],
+    metric: 'p99Us',
+    atMost: 1.5,
+  }),
+  ...[
+    ['backup-qcow2', 'full backup, by qemu-img to qcow2', 'value', 'qemu-img-qcow2'],
+    ['backup-raw', 'full backup, by the faster of nbdcopy and qemu-img to raw', 'value', 'nbdcopy-raw qemu-img-raw'],
+    ['restore-qcow2', 'restore to raw, by qemu-img from qcow2', 'restoreSeconds', 'qemu-img-qcow2'],
+    ['restore-raw', 'restore to raw, by a copy from raw', 'restoreSeconds', 'nbdcopy-raw qemu-img-raw'],
+  ].map(([name, title, metric, by]) =>
+    target(name!, `${title!} (time)`, /^copy/, { subject: 'blksnap', by: by!.split(' '), metric: metric!, atMost: 1 }),
+  ),
+  figure('increment-time', "increment of 1 %, by the full's time", /^copy/, 'incrementWorkShare', 0.03),
+  figure('increment-read', 'increment of 1 %, bytes read by bytes changed', /^copy/, 'incrementReadShare', 1),
+  figure('take', 'writes held by a take of 8 disks, by their p99', /^take$/, 'heldByP99', 2),
+  figure('start', 'start of the daemon, ms', /^daemon$/, 'value', 400),
+  figure('idle-cpu', 'CPU time while idle, ms', /^daemon$/, 'idleCpuMs', 0),
+  // 150 MiB, and the arena's default of 128 MiB.
+  figure('memory-idle', 'memory while idle, MiB', /^daemon$/, 'idleMiB', 278),
+  figure('memory-load', 'memory under load, MiB', /^daemon$/, 'loadMiB', 278),
+  figure('cbt-map', 'reading the change map of 16 TiB, ms', /^cbt-map$/, 'value', 50),
+  target('portable', 'the portable driver, by uring', ALL_PLAIN, {
+    subject: 'blksnap-portable',
+    by: ['blksnap-serve'],
+    atLeast: 0.6,
+  }),
+  target('portable-first-touch', 'first touch with the portable driver, by uring', /^first-touch-/, {
+    subject: 'blksnap-held-portable',
+    by: ['blksnap-held'],
+    atLeast: 0.6,
+  }),
+];
+
+function target(
+  name: string,
+  title: string,
+  of: RegExp,
+  rest: Pick<Target, 'subject' | 'by'> & {
+    readonly metric?: string;
+    readonly atLeast?: number;
+    readonly atMost?: number;
+  },
+): Target {
+  const bound = rest.atLeast === undefined ? { atMost: rest.atMost! } : { atLeast: rest.atLeast };
+  return { name, title, of, subject: rest.subject, by: rest.by, metric: rest.metric ?? 'value', bound };
+}
+
+/** A figure of ours, with nobody beside it. */
+function figure(name: string, title: string, of: RegExp, metric: string, atMost: number): Target {
+  const subject = name.startsWith('increment') ? 'blksnap' : 'blksnap-daemon';
+  return { name, title, of, subject, by: [], metric, bound: { atMost } };
+}
+
+/** The reference with the best median; undefined where none was measured. */
+function best(list: readonly Series[], metric: string, better: Experiment['better']): Series | undefined {
+  const wantsMore = metric === 'value' && better === 'more';
+  const figureOf = (series: Series): number => median(valuesOf(series, metric)) * (wantsMore ? -1 : 1);
+  return list.filter((series) => valuesOf(series, metric).length > 0).toSorted((a, b) => figureOf(a) - figureOf(b))[0];
+}
+
+/** The verdicts on all targets that this experiment answers. */
+export function judge(experiment: Experiment, measured: readonly Series[]): Outcome[] {
+  return TARGETS.filter(({ of }) => of.test(experiment.name)).flatMap((one) => {
+    const subject = measured.find(({ entrant }) => entrant === one.subject);
+    const references = measured.filter(({ entrant }) => one.by.includes(entrant));
+    const reference = best(references, one.metric, experiment.better);
+    if (subject === undefined || (one.by.length > 0 && reference === undefined)) return [];
+    const values =
+      reference === undefined ? valuesOf(subject, one.metric) : pairedRatios(subject, reference, one.metric);
+    if (values.length === 0) return [];
+    const { bound } = one;
+    const passes = (value: number): boolean => ('atLeast' in bound ? value >= bound.atLeast : value <= bound.atMost);
+    const reached = spreadOf(values);
+    const verdict: Verdict = passes(reached.median) ? 'met' : values.some(passes) ? 'noise' : 'not met';
+    return [
+      {
+        target: one.name,
+        experiment: experiment.name,
+        title: one.title,
+        bound: 'atLeast' in bound ? `≥ ${bound.atLeast}` : `≤ ${bound.atMost}`,
+        by: reference?.entrant ?? null,
+        reached,
+        verdict,
+      },
+    ];
+  });
+}
