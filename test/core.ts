@@ -18,6 +18,8 @@ import { SnapshotSet } from '../src/blksnap/snapshot-set.ts';
 import { Tracker } from '../src/blksnap/tracker.ts';
 import { MIB } from '../src/util/units.ts';
 
+const SECTOR = 512;
+
 export class Core {
   readonly directory: string;
   readonly reactor: Reactor;
@@ -91,6 +93,22 @@ export class Core {
     const data = Buffer.from(this.reactor.arena.bytes.slice(at, at + length));
     this.reactor.arena.release(at);
     return { status, data };
+  }
+
+  /** Writes a sector that holds a number; resolves with the status. */
+  async writeNumber(sink: BioSink, offset: number, number: number): Promise<number> {
+    const at = this.reactor.arena.allocate(SECTOR);
+    this.reactor.arena.view.setFloat64(at, number);
+    const status = await runBio(this.pool, sink, { op: WRITE, offset, length: SECTOR, at });
+    this.reactor.arena.release(at);
+    return status;
+  }
+
+  /** The number in a sector; throws when it cannot be read. */
+  async readNumber(sink: BioSink, offset: number): Promise<number> {
+    const { status, data } = await this.read(sink, offset, SECTOR);
+    if (status !== 0) throw new Error(`reading failed with errno ${status}`);
+    return data.readDoubleBE(0);
   }
 
   /** Ends everything; throws when a bio, a buffer or a descriptor of the reactor's is still held. */
