@@ -74,14 +74,15 @@ export class SnapshotImage implements BlockDevice {
   constructor(tracker: Tracker, area: DiffArea, name: string, reactor: Reactor, pool: BioPool) {
     const { disk } = tracker;
     this.name = name;
-    this.size = disk.size;
+    // Not the disk's: that may have changed since the take.
+    this.size = area.size;
     this.logicalBlockSize = disk.logicalBlockSize;
     this.physicalBlockSize = Math.max(disk.physicalBlockSize, CHUNK);
     this.tracker = tracker;
     this.area = area;
     this.#pool = pool;
     this.#arena = reactor.arena;
-    this.#overlay = new ImageOverlay({ image: this, storage: area.storage, reactor, pool, size: disk.size });
+    this.#overlay = new ImageOverlay({ image: this, storage: area.storage, reactor, pool, size: area.size });
   }
 
   /** Name of the disk that the image shows. */

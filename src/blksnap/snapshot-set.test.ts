@@ -6,6 +6,7 @@ import { BlockFilter } from '../block/filter.ts';
 import { READ } from '../block/bio.ts';
 import type { Bio } from '../block/bio.ts';
 import { ERRNO } from '../util/errors.ts';
+import type { BlksnapError } from '../util/errors.ts';
 import { KIB, MIB } from '../util/units.ts';
 import { Core } from '../../test/core.ts';
 
@@ -201,6 +202,52 @@ test('a copy that cannot be stored costs the image, not the write', async () => 
   expect(core.events.at(-1)).toMatchObject({ code: 'corrupted', disk: 'a' });
   fs.closeSync(readOnly);
   await core.close();
+});
+
+async function microtasks(count: number): Promise<void> {
+  for (let i = 0; i < count; i++) await Promise.resolve();
+}
+
+test('a take and a detach at once: one of the two is refused, whichever comes first', async () => {
+  for (let turns = 0; turns < 12; turns++) {
+    const core = await Core.open();
+    const { disk, tracker } = await core.disk('a', MIB);
+    const taking = core.set.create([tracker], MEMORY).then(
+      () => 'taken',
+      (error: unknown) => (error as BlksnapError).code,
+    );
+    await microtasks(turns);
+    const detaching = disk.detachFilter(tracker).then(
+      () => 'detached',
+      (error: unknown) => (error as BlksnapError).code,
+    );
+    expect(['taken EBUSY', 'ENODEV detached']).toContain(`${await taking} ${await detaching}`);
+    expect(disk.frozen).toBe(false);
+    expect(await core.write(disk, 0, 4096, 1)).toBe(0);
+    await core.close();
+  }
+});
+
+test('a take and a growth at once leave a right image, or none', async () => {
+  for (let turns = 0; turns < 12; turns++) {
+    const core = await Core.open();
+    const { disk, tracker, file } = await core.disk('a', MIB);
+    fs.truncateSync(file, 4 * MIB);
+    const taking = core.set.create([tracker], MEMORY).catch((error: unknown) => (error as BlksnapError).code);
+    await microtasks(turns);
+    await disk.resize();
+    const taken = await taking;
+    if (typeof taken === 'string') expect(taken).toBe('EBUSY');
+    else {
+      const image = taken.images[0]!;
+      expect(await core.write(disk, 0, image.size, 1)).toBe(0);
+      const { status, data } = await core.read(image, 0, image.size);
+      expect(status).toBe(0);
+      expect(data.subarray(0, MIB).equals(Buffer.alloc(MIB, 'a '))).toBe(true);
+      expect(data.subarray(MIB).every((byte) => byte === 0)).toBe(true);
+    }
+    await core.close();
+  }
 });
 
 /** A disk that is pulled out: everything ends with ENODEV from then on. */

@@ -210,19 +210,30 @@ function checkOrigins(trackers: readonly Tracker[]): void {
   }
 }
 
-/** Freezes all, switches all, thaws all. Once all are frozen nothing can fail. */
+/** Before the freeze a disk may have been detached (ENODEV) or got another size (EBUSY). */
+function refuseChanged({ disk }: Tracker, area: DiffArea): void {
+  if (disk.size === area.size) return;
+  throw new BlksnapError(
+    'EBUSY',
+    `Cannot take a snapshot of disk "${disk.name}": its size has just changed from ${area.size} to ${disk.size} bytes; try again`,
+  );
+}
+
+/** Freezes all, looks at all once more, switches all, thaws all. Once one is switched nothing can fail. */
 async function take(
   planned: ReadonlyArray<{ tracker: Tracker; area: DiffArea }>,
 ): Promise<{ createdAt: number; heldMs: number }> {
   const began = performance.now();
+  const disks = planned.map(({ tracker }) => tracker.disk);
   try {
-    await Promise.all(planned.map(({ tracker }) => tracker.disk.freeze()));
+    await Promise.all(disks.map((disk) => disk.freeze()));
+    for (const { tracker, area } of planned) refuseChanged(tracker, area);
     for (const { tracker, area } of planned) {
       area.freeze(tracker.cbt);
       tracker.cow.add(area);
     }
     return { createdAt: Date.now(), heldMs: performance.now() - began };
   } finally {
-    for (const { tracker } of planned) tracker.disk.thaw();
+    for (const disk of disks) disk.thaw();
   }
 }

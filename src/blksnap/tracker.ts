@@ -126,6 +126,15 @@ export class Tracker extends BlockFilter {
   }
 
   override async detach(): Promise<void> {
+    this.#refuseHeld();
+    const settled = await this.#settle();
+    // A take may have come in between.
+    this.#refuseHeld();
+    this.cbt.close(settled);
+    this.#disk = null;
+  }
+
+  #refuseHeld(): void {
     const held = this.cow.areas.filter((area) => area.alive).map((area) => area.snapshotId);
     if (held.length > 0) {
       throw new BlksnapError(
@@ -133,8 +142,6 @@ export class Tracker extends BlockFilter {
         `Cannot detach disk "${this.disk.name}": snapshot ${held.join(', ')} is held; destroy it first`,
       );
     }
-    this.cbt.close(await this.#settle());
-    this.#disk = null;
   }
 
   /** Whether all that was written is on stable storage: what a machine that stops takes back is a change, too. */
