@@ -202,7 +202,7 @@ export class UringReactor implements Reactor, StreamHost {
   #iovecs(segments: Float64Array, count: number): number {
     if (this.#gathered + count > GATHER_SEGMENTS) {
       // The kernel copies iovecs when they are submitted.
-      this.#ring.enter(0, -1);
+      this.#ring.submitAll();
       this.#gathered = 0;
     }
     const first = this.#gathered * 16;
@@ -417,7 +417,7 @@ export class UringReactor implements Reactor, StreamHost {
     const hasDone = this.#done.length > 0;
     if (hasDone) ring.enter(0, -1);
     else this.#sleep();
-    this.#gathered = 0;
+    if (ring.unsubmitted === 0) this.#gathered = 0;
     this.#now = performance.now();
     const reaped = ring.reap(this.#sink);
     if (reaped > 0 || hasDone) this.#patienceMs = COOPERATIVE_WAITS_MS.first;

@@ -5,6 +5,7 @@
  *  Belongs to the thread that opened it. */
 
 import fs from 'node:fs';
+import { assert } from '../../util/assert.ts';
 import { BlksnapError, errnoError } from '../../util/errors.ts';
 import { mapAnonymous, mapShared, uringEnter, uringSetup, unmap } from '../sys.ts';
 import type { Mapping } from '../sys.ts';
@@ -37,6 +38,9 @@ export const OP_FALLOCATE = 17;
 export const OP_READ = 22;
 export const OP_WRITE = 23;
 export const OP_RECV = 27;
+
+/** Each is a system call. */
+const SUBMIT_TRIES = 1_000_000;
 
 const high = (value: number): number => Math.floor(value / 2 ** 32) >>> 0;
 
@@ -136,7 +140,7 @@ export class Ring {
     opFlags: number,
     userData: number,
   ): void {
-    if (this.#unsubmitted === this.#entries) this.enter(0, -1);
+    if (this.#unsubmitted === this.#entries) this.submitAll();
     const sqes = this.#sqes;
     const base = (this.#tail & (this.#entries - 1)) << 4;
     sqes[base] = op;
@@ -151,6 +155,15 @@ export class Ring {
     for (let i = base + 9; i < base + 16; i++) sqes[i] = 0;
     this.#tail = (this.#tail + 1) >>> 0;
     this.#unsubmitted++;
+  }
+
+  /** Hands everything prepared to the kernel. It may refuse for a moment (EAGAIN, EBUSY); that it does so for
+   *  ever is no reason to write over an entry. */
+  submitAll(): void {
+    for (let tries = 0; this.#unsubmitted > 0; tries++) {
+      assert(tries < SUBMIT_TRIES, 'the kernel takes submissions');
+      this.enter(0, -1);
+    }
   }
 
   /** Submits what was prepared and waits until `wait` completions are there, for at most `timeoutMs`
