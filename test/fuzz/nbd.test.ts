@@ -16,7 +16,7 @@ import { NbdWorld } from '../nbd/world.ts';
 const SEED = Number(process.env['BLKSNAP_SEED'] ?? Date.now() % 1_000_000);
 const RUN_MS = Number(process.env['BLKSNAP_FUZZ_MINUTES'] ?? 0.05) * 60_000;
 const SIZE = MIB;
-const NAMES = ['victim', 'fixed', 'canary', '', 'none', 'x'.repeat(4097)];
+const NAMES = ['victim', 'fixed', '', 'none', 'x'.repeat(4097)];
 /** Where lengths and offsets go wrong. */
 const EDGES = [0, 1, 511, 512, 4096, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, SIZE, SIZE - 512, SIZE + 512, 64 * KIB + 1];
 const OPTIONS = [1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 99];
@@ -24,24 +24,22 @@ const COMMANDS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 
 /** One hostile client's words, and how it says them. */
 class Hostile {
-  readonly #random: Prng;
+  readonly #prng: Prng;
 
   constructor(random: Prng) {
-    this.#random = random;
+    this.#prng = random;
   }
 
   #one<T>(choices: readonly T[]): T {
-    return choices[this.#random.below(choices.length)]!;
+    return choices[this.#prng.below(choices.length)]!;
   }
 
   #noise(length: number): Uint8Array {
-    const bytes = new Uint8Array(length);
-    this.#random.fill(bytes);
-    return bytes;
+    return randomBytes(this.#prng, length);
   }
 
   #option(): Message {
-    const random = this.#random;
+    const random = this.#prng;
     const option = this.#one(OPTIONS);
     const data = new Message();
     if (option === 6 || option === 7) {
@@ -59,7 +57,7 @@ class Hostile {
   }
 
   #request(extended: boolean): Message {
-    const random = this.#random;
+    const random = this.#prng;
     const command = this.#one(COMMANDS);
     const flags = random.chance(0.7) ? 0 : random.below(64);
     const length = random.chance(0.3) ? this.#one(EDGES) : 512 * (1 + random.below(256));
@@ -78,7 +76,7 @@ class Hostile {
   }
 
   conversation(): Uint8Array {
-    const random = this.#random;
+    const random = this.#prng;
     const parts: Uint8Array[] = [new Message().u32(random.chance(0.95) ? this.#one([1, 3]) : random.below(256)).bytes];
     for (let i = random.below(4); i > 0; i--) parts.push(this.#option().bytes);
     const extended = random.chance(0.4);
@@ -93,7 +91,7 @@ class Hostile {
   }
 
   #mutated(bytes: Buffer): Uint8Array {
-    const random = this.#random;
+    const random = this.#prng;
     if (random.chance(0.4)) return bytes;
     let mutated = bytes;
     for (let i = 1 + random.below(4); i > 0 && mutated.length > 8; i--) {
@@ -123,7 +121,7 @@ class Hostile {
 
   /** Says it whole or in pieces; then leaves, or stays and reads, or stays and does not. */
   async talk(client: RawClient): Promise<void> {
-    const random = this.#random;
+    const random = this.#prng;
     const words = this.conversation();
     if (random.chance(0.2)) client.socket.pause();
     const piece = random.chance(0.5) ? words.length : 1 + random.below(5000);
@@ -133,6 +131,12 @@ class Hostile {
     }
     if (random.chance(0.3)) client.socket.end();
   }
+}
+
+function randomBytes(prng: Prng, length: number): Uint8Array {
+  const bytes = new Uint8Array(length);
+  prng.fill(bytes.subarray());
+  return bytes;
 }
 
 /** What everybody else sees: reads and writes of its own disk, right and in time. */
