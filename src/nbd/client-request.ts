@@ -77,7 +77,8 @@ export class ClientRequest extends Outgoing {
 
   /** Whether the data is complete, without overlap. */
   get complete(): boolean {
-    for (const [start, end] of (this.runs ?? []).toSorted(([a], [b]) => a - b)) {
+    if (this.runs === null) return this.covered === this.length;
+    for (const [start, end] of this.runs.toSorted(([a], [b]) => a - b)) {
       if (start !== this.covered) return false;
       this.covered = end;
     }
