@@ -3,6 +3,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
+import { makeDirectories } from '../util/directories.ts';
 
 /** Ends the name of a file that is not complete yet. */
 export const PARTIAL = '.partial';
@@ -37,7 +38,7 @@ export function syncDirectory(directory: string): void {
 
 /** Makes a directory and those above it. */
 export function makeDirectoryDurably(directory: string): void {
-  if (fs.mkdirSync(directory, { recursive: true }) !== undefined) syncDirectory(path.dirname(directory));
+  if (makeDirectories(directory)) syncDirectory(path.dirname(directory));
 }
 
 /** Bytes of a file, or null when there is none. */

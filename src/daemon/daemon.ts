@@ -12,6 +12,7 @@ import type { DriverName } from '../io/open.ts';
 import type { SocketAddress } from '../io/reactor.ts';
 import { isLocal } from '../nbd/address.ts';
 import { formatNbdUri } from '../nbd/uri.ts';
+import { makeDirectories } from '../util/directories.ts';
 import { toBlksnapError } from '../util/errors.ts';
 import type { BlksnapError } from '../util/errors.ts';
 import { VERSION } from '../util/version.ts';
@@ -113,6 +114,7 @@ export class Daemon {
   }
 
   async #stop(): Promise<void> {
+    this.snapshots.stop();
     try {
       await this.#io.stop();
     } finally {
@@ -143,7 +145,7 @@ export class Daemon {
 
 function makePrivate(directory: string): void {
   try {
-    fs.mkdirSync(directory, { recursive: true, mode: 0o700 });
+    makeDirectories(directory, 0o700);
   } catch (cause) {
     throw toBlksnapError(cause, "Cannot make the daemon's directory");
   }
