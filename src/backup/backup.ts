@@ -43,7 +43,8 @@ export async function backUp(source: BackupSource, options: BackupOptions): Prom
     const result = await store(diskPath, source, plan, ranges, options);
     writeManifest(diskPath, {
       ...manifest,
-      identity: manifest.identity ?? source.identity,
+      // The newest word, in case the disk was moved.
+      identity: source.identity ?? manifest.identity,
       points: [...manifest.points, result.point],
     });
     return result;

@@ -83,11 +83,21 @@ describe('what is stored', () => {
   });
 });
 
+test('a disk that was moved is known by its change history', () => {
+  const moved = { ...SOURCE, identity: 'elsewhere' };
+  const planOf = (points: RestorePoint[], generationId: string | null): unknown =>
+    planBackup(manifestOf(points), { ...moved, generationId }, { mode: 'auto', damageOf: intact });
+  expect(planOf([FULL], 'gen-1')).toMatchObject({ kind: 'incremental', parent: FULL });
+  const sinceAnother = { ...INCREMENT, generationId: 'gen-2' };
+  expect(() => planOf([FULL, sinceAnother], 'gen-1')).toThrow(/another disk/);
+  expect(() => planOf([{ ...FULL, generationId: null }], null)).toThrow(/another disk/);
+});
+
 describe('the directory of another disk is refused', () => {
   test.each<[string, Partial<SourceState>, BackupMode]>([
     ['by name', { disk: 'vdb' }, 'auto'],
-    ['by identity', { identity: 'disk-2' }, 'auto'],
-    ['even when a full is asked for', { identity: 'disk-2' }, 'full'],
+    ['by identity', { identity: 'disk-2', generationId: 'gen-2' }, 'auto'],
+    ['even when a full is asked for', { identity: 'disk-2', generationId: 'gen-2' }, 'full'],
   ])('%s', (_name, source, mode) => {
     const plan = (): unknown => planBackup(manifestOf([FULL]), { ...SOURCE, ...source }, { mode, damageOf: intact });
     expect(plan).toThrow(

@@ -66,7 +66,11 @@ export function full(reason: string): BackupPlan {
 
 function checkIdentity(manifest: Manifest, source: SourceState): void {
   const otherName = manifest.disk !== source.disk;
-  const otherDisk = manifest.identity !== null && source.identity !== null && manifest.identity !== source.identity;
+  const otherDisk =
+    manifest.identity !== null &&
+    source.identity !== null &&
+    manifest.identity !== source.identity &&
+    !sameHistory(manifest, source);
   if (!otherName && !otherDisk) return;
   throw new BlksnapError(
     'EINVAL',
@@ -76,6 +80,11 @@ function checkIdentity(manifest: Manifest, source: SourceState): void {
         : `of the same name (its identity is ${manifest.identity}, this one's is ${source.identity})`) +
       '; give another directory',
   );
+}
+
+/** A generation id is made once and for one disk: one that shares it is that disk, wherever it is now. */
+function sameHistory(manifest: Manifest, { generationId }: SourceState): boolean {
+  return generationId !== null && manifest.points.at(-1)?.generationId === generationId;
 }
 
 /** Why the changes since a point cannot be told, or null when they can. */
