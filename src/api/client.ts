@@ -211,6 +211,11 @@ export class Client {
     return this.#json({ method: 'POST', path: `/v1/snapshots/${encodeURIComponent(id)}/storage`, body });
   }
 
+  /** Begins the lease of a snapshot anew, where it was created with one. */
+  renewSnapshot(id: string): Promise<SnapshotView> {
+    return this.#json({ method: 'POST', path: `/v1/snapshots/${encodeURIComponent(id)}/renew` });
+  }
+
   async destroySnapshot(id: string): Promise<void> {
     await this.#bytes({ method: 'DELETE', path: `/v1/snapshots/${encodeURIComponent(id)}` });
   }

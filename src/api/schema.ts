@@ -161,6 +161,7 @@ export const snapshotView = shape<SnapshotView>()(
         .openapi({ description: 'Of its storage, in the order in which they are filled' }),
       usedBytes: bytes,
       limitBytes: bytes.nullable(),
+      leaseMs: z.int().nullable().openapi({ description: 'It goes when nobody renews it for so long; null: it stays' }),
       images: z.array(imageView),
     })
     .openapi('Snapshot'),
@@ -238,6 +239,12 @@ export const snapshotRequest = z
       .positive()
       .max(8192 * TIB)
       .optional(),
+    leaseMs: z
+      .int()
+      .min(1000)
+      .max(3_600_000)
+      .optional()
+      .openapi({ description: 'It is destroyed when nobody renews it for so long. Default: it stays' }),
     hooks: z
       .strictObject({
         freeze: text,
@@ -262,7 +269,7 @@ export const storageRequest = z
   .openapi('StorageRequest');
 
 export const preparedRequest = snapshotRequest
-  .omit({ hooks: true })
+  .omit({ hooks: true, leaseMs: true })
   .extend({ disks: z.array(text).max(1024).default([]) })
   .openapi('PrepareRequest');
 

@@ -14,9 +14,11 @@
  *  await client.detach(disk.name);
  *  ```
  *
+ *  A session whose process is killed lets go of its snapshot all the same, a minute later.
  *  With `await using session = …` the last part goes by itself. */
 
 import { BlksnapError } from '../util/errors.ts';
+import { LEASE_MS, LeaseKeeper } from './lease.ts';
 import type { Client, EventView, SnapshotView } from './client.ts';
 
 type Image = SnapshotView['images'][number];
@@ -26,6 +28,7 @@ export class SnapshotSession {
   /** What has happened to the snapshot so far, in order. */
   readonly events: EventView[] = [];
   readonly #client: Client;
+  readonly #lease: LeaseKeeper | null;
   readonly #listening = new AbortController();
   readonly #heard: Promise<void>;
   #closed: Promise<void> | null = null;
@@ -33,12 +36,13 @@ export class SnapshotSession {
 
   /** Takes a snapshot. Fails as Client.createSnapshot. */
   static async open(client: Client, request: Parameters<Client['createSnapshot']>[0]): Promise<SnapshotSession> {
-    return new SnapshotSession(client, await client.createSnapshot(request));
+    return new SnapshotSession(client, await client.createSnapshot({ leaseMs: LEASE_MS, ...request }));
   }
 
   private constructor(client: Client, snapshot: SnapshotView) {
     this.#client = client;
     this.snapshot = snapshot;
+    this.#lease = snapshot.leaseMs === null ? null : new LeaseKeeper(client, snapshot.id, snapshot.leaseMs);
     this.#heard = this.#listen();
   }
 
@@ -80,6 +84,7 @@ export class SnapshotSession {
   }
 
   async #end(): Promise<void> {
+    this.#lease?.stop();
     try {
       await this.#client.destroySnapshot(this.id);
     } catch (cause) {

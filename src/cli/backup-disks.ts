@@ -6,6 +6,7 @@ import { backUp } from '../backup/backup.ts';
 import type { BackupResult } from '../backup/backup.ts';
 import { openNbdSource } from '../backup/nbd-source.ts';
 import type { Client, SnapshotView } from '../api/client.ts';
+import { LEASE_MS, LeaseKeeper } from '../api/lease.ts';
 import { NbdClient } from '../nbd/client.ts';
 import { parseNbdUri } from '../nbd/uri.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
@@ -36,7 +37,9 @@ export async function backUpDisks(names: readonly string[], options: BackupOptio
   for (const name of names) identities.set(name, (await client.disk(name)).path);
   await withReactor(async (context) => {
     const snapshot = await takenSnapshot(client, names, options);
+    const lease = new LeaseKeeper(client, snapshot.id);
     const letGo = async (): Promise<void> => {
+      lease.stop();
       if (options.snapshot === undefined) await client.destroySnapshot(snapshot.id);
     };
     try {
@@ -75,7 +78,13 @@ async function takenSnapshot(client: Client, names: readonly string[], options: 
   const hooks = hooksOf(options);
   if (options.snapshot !== undefined) return await client.snapshot(options.snapshot);
   const storage = storagePlace(options.storage);
-  const snapshot = await client.createSnapshot({ disks: [...names], storage, limitBytes: options.limit, hooks });
+  const snapshot = await client.createSnapshot({
+    disks: [...names],
+    storage,
+    limitBytes: options.limit,
+    leaseMs: LEASE_MS,
+    hooks,
+  });
   const thawError = snapshot.freeze?.thawError ?? null;
   if (thawError !== null) printError(new Error(thawError), options.json ?? false);
   return snapshot;

@@ -22,6 +22,8 @@ export interface SnapshotRequest {
   /** Default: an unnamed file in the state directory. */
   readonly storage?: string | undefined;
   readonly limitBytes?: number | undefined;
+  /** It is destroyed when nobody renews it for so long. Default: it stays. */
+  readonly leaseMs?: number | undefined;
   /** Commands to run before and after the take. */
   readonly hooks?:
     | { readonly freeze: string; readonly thaw: string; readonly timeoutMs?: number | undefined }

@@ -12,6 +12,7 @@ import { FREEZE_TIMEOUT_MS, takeFrozen } from './freeze-hooks.ts';
 import type { FreezeReport } from './freeze-hooks.ts';
 import type { Host } from './host.ts';
 import type { IoCalls, SnapshotInfo } from './io-protocol.ts';
+import { Leases } from './leases.ts';
 import { PreparedSnapshots } from './prepared-snapshots.ts';
 import type { SnapshotRequest } from './requests.ts';
 import type { EventView, ImageView, PreparedView, SnapshotView } from './views.ts';
@@ -23,6 +24,7 @@ export class Snapshots {
   readonly #prepared = new PreparedSnapshots();
   /** How the freeze hooks of held snapshots went. */
   readonly #freezes = new Map<string, FreezeReport>();
+  readonly #leases = new Leases((id) => void this.#expire(id));
 
   constructor(host: Host, disks: Disks) {
     this.#host = host;
@@ -56,6 +58,7 @@ export class Snapshots {
         const limitBytes = request.limitBytes ?? null;
         const info = await this.#take(request, { id, disks, storagePath, limitBytes });
         this.#events.open(info.id);
+        if (request.leaseMs !== undefined) this.#leases.grant(info.id, request.leaseMs);
         this.#host.log.info({ snapshot: info.id, disks, heldMs: info.heldMs }, 'snapshot taken');
         return this.#snapshotView(info);
       },
@@ -100,9 +103,33 @@ export class Snapshots {
         await this.#host.io.call('destroySnapshot', { id });
         this.#events.close(id);
         this.#freezes.delete(id);
+        this.#leases.end(id);
         this.#host.log.info({ snapshot: id }, 'snapshot destroyed');
       },
     );
+  }
+
+  /** Its client is there still. Errors: ESRCH. */
+  async renew(id: string): Promise<SnapshotView> {
+    this.#leases.renew(id);
+    return await this.get(id);
+  }
+
+  /** Its client is gone. */
+  async #expire(id: string): Promise<void> {
+    this.#host.log.warn({ snapshot: id }, 'nobody renews the snapshot any more');
+    try {
+      await this.destroy(id);
+    } catch (cause) {
+      if ((cause as BlksnapError).code === 'ESRCH') return;
+      this.#host.log.error({ snapshot: id, error: (cause as Error).message }, 'cannot be destroyed');
+      this.#leases.renew(id);
+    }
+  }
+
+  /** The daemon ends, and all snapshots with it. */
+  stop(): void {
+    this.#leases.endAll();
   }
 
   /** Gives a held snapshot more room: another place (with a limit of its own), or a higher limit in all.
@@ -185,6 +212,7 @@ export class Snapshots {
       createdAt: new Date(info.createdAt).toISOString(),
       freeze: this.#freezes.get(info.id) ?? null,
       places: [...info.places],
+      leaseMs: this.#leases.of(info.id),
       images,
     };
   }

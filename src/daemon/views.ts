@@ -118,6 +118,8 @@ export interface SnapshotView {
   usedBytes: number;
   /** Null: no limit but the place itself. */
   limitBytes: number | null;
+  /** It goes when nobody renews it for so long; null: it stays. */
+  leaseMs: number | null;
   images: ImageView[];
 }
 

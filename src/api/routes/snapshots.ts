@@ -37,6 +37,14 @@ const append = createRoute({
   responses: { 200: jsonResult('The snapshot', snapshotView), ...failures },
 });
 
+const renew = createRoute({
+  method: 'post',
+  path: '/v1/snapshots/{id}/renew',
+  summary: 'Begin the lease of a snapshot anew',
+  request: { params: idParam },
+  responses: { 200: jsonResult('The snapshot', snapshotView), ...failures },
+});
+
 const destroy = createRoute({
   method: 'delete',
   path: '/v1/snapshots/{id}',
@@ -52,6 +60,7 @@ export function addSnapshotRoutes(app: OpenAPIHono, { daemon }: ApiContext): voi
   app.openapi(append, async (c) =>
     c.json(await daemon.snapshots.appendStorage(c.req.valid('param').id, c.req.valid('json')), 200),
   );
+  app.openapi(renew, async (c) => c.json(await daemon.snapshots.renew(c.req.valid('param').id), 200));
   app.openapi(destroy, async (c) => {
     await daemon.snapshots.destroy(c.req.valid('param').id);
     return c.body(null, 204);

@@ -151,6 +151,9 @@ async function show(given: string, options: CommonOptions): Promise<void> {
     ['storage', snapshot.places.map(({ path }) => path).join(', then ')],
     ['kept', formatSize(snapshot.usedBytes)],
     ['limit', snapshot.limitBytes === null ? 'none' : formatSize(snapshot.limitBytes)],
+    ...(snapshot.leaseMs === null
+      ? []
+      : [['lease', `goes ${formatSeconds(snapshot.leaseMs / 1000)} after its client`] as const]),
   ]);
   for (const image of snapshot.images) {
     printLine('');
