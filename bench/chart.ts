@@ -73,7 +73,8 @@ export function chartOf(report: Report): string {
     height += more;
   }
   const { cpu, cpus } = report.machine;
-  const caption = `${cpus} × ${cpu}, medians; only seconds are better when shorter`;
+  const { rounds } = report.settings;
+  const caption = `${cpus} × ${cpu}, medians of ${rounds} rounds; of seconds, fewer are better`;
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="-10 -4 ${WIDTH + 20} ${height}" font-family="sans-serif" font-size="11">`,
     `<rect x="-10" y="-4" width="${WIDTH + 20}" height="${height}" fill="#ffffff"/>`,
