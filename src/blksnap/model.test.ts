@@ -35,6 +35,9 @@ const SIZES = [512 * 1024 + 3 * SECTOR, 200 * 1024 + SECTOR];
 
 /** A slow disk that serves what is under way in any order, as disks may. Tells its holes as a file does. */
 class Shuffle implements BlockDevice {
+  /** As many of the next reads, and changes, fail. */
+  failReads = 0;
+  failChanges = 0;
   readonly #device: BlockDevice;
   readonly #random: Prng;
   readonly #reactor: Reactor;
@@ -71,7 +74,11 @@ class Shuffle implements BlockDevice {
   }
 
   submit(bio: Bio): void {
-    if (this.#random.chance(0.5)) this.#device.submit(bio);
+    const fails = bio.op === READ ? this.failReads > 0 : this.failChanges > 0;
+    if (fails && bio.op === READ) this.failReads--;
+    else if (fails) this.failChanges--;
+    if (fails) this.#reactor.timer(this.#random.below(3), { complete: () => bio.end(ERRNO.EIO) });
+    else if (this.#random.chance(0.5)) this.#device.submit(bio);
     else this.#reactor.timer(this.#random.below(3), { complete: () => this.#device.submit(bio) });
   }
 
@@ -86,6 +93,7 @@ class Shuffle implements BlockDevice {
 
 interface ModelDisk {
   readonly disk: Disk;
+  readonly device: Shuffle;
   readonly tracker: Tracker;
   readonly file: string;
   content: Uint8Array;
@@ -97,6 +105,8 @@ interface ModelImage {
   readonly content: Uint8Array;
   /** Chunks that a reader was done with: they read right, or not at all. */
   readonly released: Set<number>;
+  /** Its storage is far too small: it may be lost at any moment, and nobody writes to it. */
+  readonly tight: boolean;
 }
 
 interface Range {
@@ -134,7 +144,8 @@ class World {
       fs.writeFileSync(file, content.subarray(0, size / 2));
       fs.truncateSync(file, size);
       const device = await openDevice(file, { reactor: this.reactor });
-      const disk = new Disk(`disk${i}`, new Shuffle(device, this.random, this.reactor));
+      const shuffle = new Shuffle(device, this.random, this.reactor);
+      const disk = new Disk(`disk${i}`, shuffle);
       const tracker = new Tracker({
         reactor: this.reactor,
         pool: this.pool,
@@ -143,7 +154,7 @@ class World {
         originPath: file,
       });
       await disk.attachFilter(tracker);
-      this.disks.push({ disk, tracker, file, content });
+      this.disks.push({ disk, device: shuffle, tracker, file, content });
     }
   }
 
@@ -219,6 +230,10 @@ class World {
       const seen = this.range(image.content.length);
       const written = taken.get(image) ?? [];
       if (releasedIn(image, seen)) continue;
+      if (image.tight) {
+        running.push(this.expectContentOrLost(image, seen));
+        continue;
+      }
       if (this.random.chance(0.15) && !written.some((other) => overlap(other, seen))) {
         taken.set(image, [...written, seen]);
         running.push(this.change(image.image, image.content, seen));
@@ -229,6 +244,51 @@ class World {
       }
     }
     await Promise.all(running);
+    this.forgetLost(({ tight }) => tight);
+  }
+
+  /** Images that were lost are looked at no more; only those that could be may. */
+  forgetLost(couldBe: (image: ModelImage) => boolean): void {
+    for (const [snapshot, images] of this.held) {
+      const lost = images.filter(({ image }) => image.corrupted !== 0);
+      for (const image of lost) expect(couldBe(image), `${image.image.name} is lost`).toBe(true);
+      this.held.set(
+        snapshot,
+        images.filter((image) => !lost.includes(image)),
+      );
+    }
+  }
+
+  async expectContentOrLost({ image, content }: ModelImage, { offset, length }: Range): Promise<void> {
+    const { arena } = this.reactor;
+    const at = arena.allocate(length);
+    const status = await runBio(this.pool, image, { op: READ, offset, length, at });
+    const got = Buffer.from(arena.bytes.slice(at, at + length));
+    arena.release(at);
+    if (status === 0) expect(got.equals(content.subarray(offset, offset + length)), `${image.name} differs`).toBe(true);
+    else expect([status, image.corrupted]).toEqual([ERRNO.EIO, ERRNO.ENOSPC]);
+  }
+
+  /** One read below the tracker fails while a write asks for it: that costs the newest image at most. */
+  async failRead(): Promise<void> {
+    const model = this.disks[this.random.below(this.disks.length)]!;
+    const images = [...this.held.values()].flat().filter(({ owner }) => owner === model);
+    model.device.failReads = 1;
+    await this.change(model.disk, model.content, this.range(model.content.length));
+    model.device.failReads = 0;
+    this.forgetLost((image) => image === images.at(-1) || image.tight);
+  }
+
+  /** A write fails: the disk is as before, and so are its images. */
+  async failChange(): Promise<void> {
+    const model = this.disks[this.random.below(this.disks.length)]!;
+    const { offset, length } = this.range(model.content.length);
+    const at = this.reactor.arena.allocate(length);
+    this.random.fill(this.reactor.arena.bytes.subarray(at, at + length));
+    model.device.failChanges = 1;
+    expect(await runBio(this.pool, model.disk, { op: WRITE, offset, length, at })).toBe(ERRNO.EIO);
+    this.reactor.arena.release(at);
+    this.forgetLost(({ tight }) => tight);
   }
 
   /** A take with writes on their way: each of them is in the image whole sector by whole sector, or not at all. */
@@ -247,14 +307,20 @@ class World {
       }
     }
     const storagePath = this.random.chance(0.5) ? ':memory:' : this.#directory;
+    const tight = this.random.chance(0.25);
     const snapshot = await this.set.create(
       chosen.map(({ tracker }) => tracker),
-      { path: storagePath, limitBytes: 64 * MIB },
+      { path: storagePath, limitBytes: tight ? 16 * CHUNK : 64 * MIB },
     );
     await Promise.all(writes);
+    this.forgetLost((image) => image.tight);
     const images: ModelImage[] = [];
     for (const [i, owner] of chosen.entries()) {
       const image = snapshot.images[i]!;
+      if (image.corrupted !== 0) {
+        expect([tight, image.corrupted]).toEqual([true, ERRNO.ENOSPC]);
+        continue;
+      }
       const content = await this.read(image, { offset: 0, length: owner.content.length });
       for (let at = 0; at < content.length; at += SECTOR) {
         const sector = Buffer.from(content.subarray(at, at + SECTOR));
@@ -262,7 +328,7 @@ class World {
         const fresh = sector.equals(owner.content.subarray(at, at + SECTOR));
         expect(old || fresh, `${image.name}: sector at ${at} is neither old nor new`).toBe(true);
       }
-      images.push({ image, owner, content, released: new Set() });
+      images.push({ image, owner, content, released: new Set(), tight });
     }
     this.held.set(snapshot, images);
   }
@@ -391,6 +457,8 @@ describe.each<DriverName>(['uring', 'portable'])('core against the model, %s dri
       if (world.random.chance(0.08)) await world.resize();
       if (world.random.chance(0.2)) world.release();
       await world.burst();
+      if (world.random.chance(0.1)) await world.failRead();
+      if (world.random.chance(0.1)) await world.failChange();
       await world.check();
     }
     await world.close();
