@@ -17,6 +17,7 @@ import { CHUNK, MAX_POSITION } from './chunk-table.ts';
 import { DEFAULT_PARAMETERS } from './parameters.ts';
 import { StoragePiece } from './storage-piece.ts';
 import { openStoragePlace } from './storage-place.ts';
+import type { StoragePlace } from './storage-place.ts';
 
 /** Segments of one gathering write (IOV_MAX), and how many bytes make it worth sending at once. */
 const MAX_SEGMENTS = 1024;
@@ -29,6 +30,8 @@ export interface DiffStorageOptions {
   readonly limitBytes: number;
   /** What is reserved at a time. */
   readonly portionBytes?: number;
+  /** A place that is open already, and the storage's from then on; `path` is then its name alone. */
+  readonly place?: StoragePlace;
 }
 
 /** Who hears that stored memory may be given back. `status` is 0 or an errno. */
@@ -147,7 +150,7 @@ export class DiffStorage {
     const action = `Cannot use "${path}" as diff storage`;
     if (limitBytes < CHUNK)
       throw new BlksnapError('EINVAL', `${action}: limit ${limitBytes} bytes, want at least ${CHUNK}`);
-    const place = openStoragePlace(path, action);
+    const place = options.place ?? openStoragePlace(path, action);
     // Its positions are given when it is its turn: only then is it known where the piece before it ended.
     const piece = new StoragePiece(this.#reactor, { path, place, limitBytes, portionBytes });
     try {
