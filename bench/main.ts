@@ -9,7 +9,7 @@
  *  quick.json; --check compares with them instead.
  *  Ends with 1 when something could not be measured, or --check found something worse. */
 
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -25,11 +25,9 @@ import { Rounds } from './rounds.ts';
 
 const RESULTS = path.join(import.meta.dirname, 'results');
 function commitHere(): string {
-  try {
-    return execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: RESULTS, encoding: 'utf8' }).trim();
-  } catch {
-    return 'unknown'; // A package, not a checkout.
-  }
+  const args = ['rev-parse', '--short', 'HEAD'];
+  const { status, stdout } = spawnSync('git', args, { cwd: RESULTS, encoding: 'utf8' });
+  return status === 0 ? stdout.trim() : 'unknown'; // A package is no checkout.
 }
 
 function machine(): Record<string, string | number> {
