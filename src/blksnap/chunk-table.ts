@@ -68,6 +68,14 @@ export class ChunkTable {
     values[chunk - leaf * LEAF] = value;
   }
 
+  /** The chunk to look at after a saved one: neighbourhoods that are saved throughout, as those of holes are, are
+   *  passed at once, so that a discard of terabytes does not hold up the thread. */
+  after(saved: ChunkIndex): ChunkIndex {
+    const leaf = Math.floor(saved / LEAF);
+    const values = this.#leaves[leaf];
+    return (values === ZEROS || values === GONES ? (leaf + 1) * LEAF : saved + 1) as ChunkIndex;
+  }
+
   /** Sets a whole neighbourhood to ZERO where `first` begins one before `end` that nothing was set in.
    *  The number of chunks set: all of it, or none. */
   zeroEmpty(first: ChunkIndex, end: number): number {

@@ -5,7 +5,7 @@ import { describe, expect, test } from 'vitest';
 import { DISCARD, READ, WRITE_ZEROES, runBio } from '../block/bio.ts';
 import type { Bio } from '../block/bio.ts';
 import { BlockFilter } from '../block/filter.ts';
-import { KIB, MIB } from '../util/units.ts';
+import { KIB, MIB, TIB } from '../util/units.ts';
 import { Core } from '../../test/core.ts';
 
 const MEMORY = { path: ':memory:', limitBytes: 64 * MIB };
@@ -40,6 +40,24 @@ describe('holes', () => {
     const image = await core.read(snapshot.images[0]!, 0, SIZE);
     expect(image.status).toBe(0);
     expect(image.data.equals(before)).toBe(true);
+    await core.close();
+  });
+
+  test('a discard of terabytes does not hold up the thread, and places beyond 8 TiB are right', async () => {
+    const core = await Core.open();
+    const size = 9 * TIB;
+    fs.writeFileSync(core.path('a'), 'first');
+    fs.truncateSync(core.path('a'), size);
+    const { disk, tracker } = await core.disk('a', size);
+    const [image] = (await core.set.create([tracker], MEMORY)).images;
+    expect(await core.write(disk, size - 4096, 4096, 7)).toBe(0);
+    const began = performance.now();
+    expect(await runBio(core.pool, disk, { op: DISCARD, offset: 0, length: size - 4096 })).toBe(0);
+    // Looking at every chunk takes half a minute.
+    expect(performance.now() - began).toBeLessThan(5000);
+    expect((await core.read(image!, 0, 512)).data.toString('latin1', 0, 5)).toBe('first');
+    expect((await core.read(image!, size - 4096, 4096)).data.every((byte) => byte === 0)).toBe(true);
+    expect((await core.read(disk, size - 4096, 4096)).data.every((byte) => byte === 7)).toBe(true);
     await core.close();
   });
 

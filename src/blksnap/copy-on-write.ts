@@ -182,9 +182,10 @@ export class CopyOnWrite implements CowRunOwner {
     if (live === null) return true;
     const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;
     const newest = this.#liveIndex === this.#areas.length - 1;
-    for (let chunk = chunkOf(bio.offset); chunk <= last; chunk++) {
-      if (isSaved(live.table.get(chunk))) continue;
-      if (newest || this.lookUp(this.#liveIndex + 1, chunk) === null) return false;
+    for (let chunk = chunkOf(bio.offset); chunk <= last;) {
+      if (isSaved(live.table.get(chunk))) chunk = live.table.after(chunk);
+      else if (newest || this.lookUp(this.#liveIndex + 1, chunk) === null) return false;
+      else chunk++;
     }
     return true;
   }
@@ -208,7 +209,9 @@ export class CopyOnWrite implements CowRunOwner {
     let dataEnd = holes === null ? Infinity : chunk;
     while (chunk <= last) {
       const value = live.table.get(chunk);
-      if (isSaved(value) || this.lookUp(this.#liveIndex + 1, chunk) !== null) {
+      if (isSaved(value)) {
+        chunk = live.table.after(chunk);
+      } else if (this.lookUp(this.#liveIndex + 1, chunk) !== null) {
         chunk++;
       } else if (value >= READING) {
         const run = live.runs[runOf(value)]!;
