@@ -136,11 +136,12 @@ export class CopyOnWrite implements CowRunOwner {
     const victims = lost ? this.#areas.slice(0, index + 1).filter((other) => other.active) : [area];
     for (const victim of victims) victim.brokenBy = errno;
     this.#findLive();
+    this.counters.brokenImages += victims.length;
+    // Before the storage is given back: who hears of it wants to know how full it was.
+    for (const victim of victims) this.#o.onBroken(victim, errno);
     if (!this.#areas.some((other, i) => i <= index && other.active)) {
       for (const victim of victims) victim.discard(() => false);
     }
-    this.counters.brokenImages += victims.length;
-    for (const victim of victims) this.#o.onBroken(victim, errno);
     this.#wakeStarved();
   }
 

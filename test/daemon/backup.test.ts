@@ -141,7 +141,9 @@ describe('a backup fails cleanly', () => {
     expect((await world.cli('verify', backups)).code).toBe(0);
 
     expect((await world.cli('snapshot', 'list')).stdout).toMatch(/vm \(ENOSPC\)/);
-    expect((await world.cli('snapshot', 'events', id)).stdout).toMatch(/image of disk "vm" lost: ENOSPC/);
+    expect((await world.cli('snapshot', 'events', id)).stdout).toMatch(
+      /no space: \d+ KiB of 1\.00 MiB used[^]*image of disk "vm" lost: ENOSPC/,
+    );
     await world.json('snapshot', 'destroy', id.slice(0, 8));
     const { code, stdout } = await follower.ended();
     const codes = stdout
