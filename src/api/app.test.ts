@@ -267,6 +267,7 @@ describe('the document', () => {
       '/v1/snapshots/{id}',
       '/v1/snapshots/{id}/events',
       '/v1/snapshots/{id}/events/next',
+      '/v1/snapshots/{id}/renew',
       '/v1/snapshots/{id}/storage',
       '/v1/status',
     ]);

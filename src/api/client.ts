@@ -97,8 +97,9 @@ export class Client {
     return this.#json({ method: 'POST', path: '/v1/mounts', body });
   }
 
-  async detach(name: string): Promise<void> {
-    await this.#bytes({ method: 'DELETE', path: `/v1/disks/${encodeURIComponent(name)}` });
+  /** Fails with EBUSY while clients are connected, unless `force` cuts them off. */
+  async detach(name: string, { force = false }: { readonly force?: boolean } = {}): Promise<void> {
+    await this.#bytes({ method: 'DELETE', path: `/v1/disks/${encodeURIComponent(name)}?force=${force}` });
   }
 
   /** Reads the disk's partition table anew: the disk and its partitions. */

@@ -296,6 +296,10 @@ export const mapQuery = z.object({
   length: z.coerce.number().int().positive().optional(),
 });
 
+export const detachQuery = z.object({
+  force: z.enum(['true', 'false']).default('false').openapi({ description: 'Cut clients off that are connected' }),
+});
+
 export const eventsQuery = z.object({
   after: z.coerce.number().int().nonnegative().default(0).openapi({ description: 'The last sequence number seen' }),
   timeoutMs: z.coerce.number().int().nonnegative().max(MAX_WAIT_MS).default(0),

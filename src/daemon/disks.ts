@@ -141,14 +141,15 @@ export class Disks {
     });
   }
 
-  /** Ends serving a disk and forgets its change history. Errors: ENOENT; EBUSY while a snapshot of it is held. */
-  async detach(name: string): Promise<void> {
+  /** Ends serving a disk and forgets its change history. Errors: ENOENT; EBUSY while a snapshot of it is held, or a
+   *  client is connected and `force` does not cut it off. */
+  async detach(name: string, force = false): Promise<void> {
     if (name !== wholeDisk(name)) {
       throw new BlksnapError('EINVAL', `Cannot detach partition "${name}" by itself: detach disk "${wholeDisk(name)}"`);
     }
     await this.#host.serial.run([`disk ${name}`], async () => {
       const entry = this.#entry(name);
-      if (failureOf(entry) === null) await this.#host.io.call('detach', { name });
+      if (failureOf(entry) === null) await this.#host.io.call('detach', { name, force });
       else if (entry.kind === 'mapped') await this.#host.io.call('dmForget', { name });
       this.#entries.delete(name);
       if (entry.kind === 'disk') {

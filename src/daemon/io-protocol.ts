@@ -171,7 +171,8 @@ export interface IoCalls {
     };
     result: DiskInfo & { readonly point: string };
   };
-  detach: { args: { readonly name: string }; result: void };
+  /** `force`: also while clients are connected. */
+  detach: { args: { readonly name: string; readonly force?: boolean | undefined }; result: void };
   disks: { args: Record<never, never>; result: DiskInfo[] };
   /** Reads a disk's partition table anew. The disk and its partitions. */
   /** Takes over the size that the file or device has now. */

@@ -25,6 +25,7 @@ import { openFileDevice } from '../block/file-device.ts';
 import { openDevice } from '../block/open.ts';
 import { OverlayDevice } from '../block/overlay-device.ts';
 import { Arena, NO_MEMORY } from '../io/arena.ts';
+import { completed } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
 import type { NbdExport } from '../nbd/export.ts';
 import { NbdServer } from '../nbd/server.ts';
@@ -56,6 +57,8 @@ interface Served {
   readonly tracker: Tracker;
   readonly closeBase: () => Promise<void>;
 }
+
+const CLIENT_LEAVES_MS = 200;
 
 export interface IoServiceOptions {
   readonly reactor: Reactor;
@@ -123,7 +126,7 @@ export class IoService {
     listen: async ({ address }) => (await this.#server.listen(address)).address,
     attach: (args) => this.#attach(args),
     mount: (args) => this.#mount(args),
-    detach: ({ name }) => this.#detach(name),
+    detach: ({ name, force }) => this.#detach(name, force ?? false),
     disks: async () => [...this.#served.keys()].flatMap((name) => this.#infos(name)),
     rescan: ({ name }) => this.#rescan(name),
     resize: async ({ name }) => {
@@ -224,7 +227,7 @@ export class IoService {
     }
   }
 
-  async #detach(name: string): Promise<void> {
+  async #detach(name: string, force: boolean): Promise<void> {
     this.#get(name);
     const held = this.#heldOf(name);
     if (held.length > 0) {
@@ -234,7 +237,25 @@ export class IoService {
       );
     }
     this.#mapped.checkClose(name);
+    if (!force) await this.#checkUnused(name);
     await this.#close(name);
+  }
+
+  /** A client that has just ended is given a moment to go. Errors: EBUSY while one is connected to the disk or to a
+   *  partition of it: what it has not written yet would be lost. */
+  async #checkUnused(name: string): Promise<void> {
+    const clients = (): number => this.#server.clientsOf((exportName) => wholeDisk(exportName) === name);
+    const untilMs = this.#reactor.now() + CLIENT_LEAVES_MS;
+    while (clients() > 0 && this.#reactor.now() < untilMs) {
+      await completed((c) => void this.#reactor.timer(CLIENT_LEAVES_MS / 10, c));
+    }
+    const left = clients();
+    if (left === 0) return;
+    throw new BlksnapError(
+      'EBUSY',
+      `Cannot detach disk "${name}": ${left === 1 ? 'a client is' : `${left} clients are`} connected to it; ` +
+        'end that first, or cut it off with --force',
+    );
   }
 
   async #close(name: string): Promise<void> {

@@ -160,6 +160,11 @@ export class NbdServer implements ConnectionHost {
     for (const resolve of told) resolve();
   }
 
+  /** Clients in transmission on the exports whose names fit. */
+  clientsOf(fits: (exportName: string) => boolean): number {
+    return [...this.#connections.keys()].filter(({ served }) => fits(served.name)).length;
+  }
+
   /** Ends the connections to an export that was taken out of the table. Resolves when their requests
    *  under way have ended and the device is no longer used. */
   async dropExport(served: NbdExport): Promise<void> {

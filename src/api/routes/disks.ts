@@ -8,6 +8,7 @@ import { binaryResult, failures, jsonBody, jsonResult } from '../responses.ts';
 import {
   attachRequest,
   cbtView,
+  detachQuery,
   dirtyRequest,
   diskView,
   disksView,
@@ -43,7 +44,7 @@ const detach = createRoute({
   method: 'delete',
   path: '/v1/disks/{name}',
   summary: 'End serving a disk or mount',
-  request: { params: nameParam },
+  request: { params: nameParam, query: detachQuery },
   responses: { 204: { description: 'Done' }, ...failures },
 });
 
@@ -104,7 +105,7 @@ export function addDiskRoutes(app: OpenAPIHono, { daemon }: ApiContext): void {
   app.openapi(attach, async (c) => c.json(await daemon.disks.attach(c.req.valid('json')), 201));
   app.openapi(getDisk, async (c) => c.json(await daemon.disks.get(c.req.valid('param').name), 200));
   app.openapi(detach, async (c) => {
-    await daemon.disks.detach(c.req.valid('param').name);
+    await daemon.disks.detach(c.req.valid('param').name, c.req.valid('query').force === 'true');
     return c.body(null, 204);
   });
   app.openapi(resize, async (c) => c.json(await daemon.disks.resize(c.req.valid('param').name), 200));

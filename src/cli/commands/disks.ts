@@ -41,11 +41,12 @@ export function addDiskCommands(program: Command): void {
 
   addCommand(program, 'detach [name]', {
     summary: 'End serving a disk or a mount',
-    more: 'A disk loses its change history: the next backup of it will be full.',
-    examples: ['detach vm'],
+    more: 'A disk loses its change history: the next backup of it will be full. Refused while clients are connected.',
+    examples: ['detach vm', 'detach vm --force'],
   })
     .alias('unmount')
     .option('-d, --device <device...>', 'disks by name or path, instead of NAME')
+    .option('--force', 'cut clients off that are connected')
     .action(detach);
 
   addCommand(program, 'mount <directory>', {
@@ -107,14 +108,14 @@ function devicesOf({ device }: { readonly device?: readonly string[] }, verb: st
 
 async function detach(
   name: string | undefined,
-  options: CommonOptions & { readonly device?: readonly string[] },
+  options: CommonOptions & { readonly device?: readonly string[]; readonly force?: boolean },
 ): Promise<void> {
   const client = await connect(options);
   const names = name === undefined ? [] : [name];
   if (name === undefined) {
     for (const device of devicesOf(options, 'detach')) names.push((await diskOf(client, device)).name);
   }
-  for (const one of names) await client.detach(one);
+  for (const one of names) await client.detach(one, { force: options.force ?? false });
   if (options.json) printJson({ detached: names.length === 1 ? names[0] : names });
 }
 
