@@ -14,6 +14,7 @@ import { pushExtent } from '../block/device.ts';
 import type { BlockDevice, Capabilities, Extent } from '../block/device.ts';
 import { assert, unreachable } from '../util/assert.ts';
 import { ERRNO } from '../util/errors.ts';
+import { GIB } from '../util/units.ts';
 import { CHUNK, FIRST_POSITION, GONE, STORING, UNSAVED, ZERO, chunkOf, runOf } from './chunk-table.ts';
 import type { ChunkIndex, ChunkTable } from './chunk-table.ts';
 import type { DiffArea } from './diff-area.ts';
@@ -28,6 +29,9 @@ const CAPABILITIES: Capabilities = {
   fastZero: false,
   rotational: false,
 };
+
+/** What one answer about extents covers at most: every chunk is looked at. */
+const EXTENTS_BYTES = GIB;
 
 /** Where a piece of a read came from; decides what is checked when it ends. */
 type Source = 'origin' | 'storage';
@@ -297,7 +301,7 @@ export class SnapshotImage implements BlockDevice {
 
   async extents(offset: number, length: number): Promise<Extent[]> {
     const result: Extent[] = [];
-    const origin = await this.tracker.disk.extents(offset, length);
+    const origin = await this.tracker.disk.extents(offset, Math.min(length, EXTENTS_BYTES));
     const cow = this.tracker.cow;
     const index = cow.indexOf(this.area);
     let from = offset;
