@@ -41,6 +41,7 @@ export class Rounds {
     this.#settings = settings;
     this.#failures = failures;
     process.once('SIGINT', this.#interrupt);
+    process.once('SIGTERM', this.#interrupt);
   }
 
   async run(experiment: Experiment, commit: string): Promise<ExperimentReport> {
@@ -89,6 +90,7 @@ export class Rounds {
   /** Removes all files. Safe to call twice. */
   close(): void {
     process.off('SIGINT', this.#interrupt);
+    process.off('SIGTERM', this.#interrupt);
     for (const base of this.#bases.values()) fs.rmSync(base, { recursive: true, force: true });
     this.#bases.clear();
   }
