@@ -102,12 +102,12 @@ export class Client {
     await this.#bytes({ method: 'DELETE', path: `/v1/disks/${encodeURIComponent(name)}?force=${force}` });
   }
 
-  /** Reads the disk's partition table anew: the disk and its partitions. */
   /** Takes over the size that the disk's file or device has now. */
   resize(name: string): Promise<DiskView> {
     return this.#json({ method: 'POST', path: `/v1/disks/${encodeURIComponent(name)}/resize` });
   }
 
+  /** Reads the disk's partition table anew: the disk and its partitions. */
   async rescan(name: string): Promise<DiskView[]> {
     const path = `/v1/disks/${encodeURIComponent(name)}/rescan`;
     return (await this.#json<{ disks: DiskView[] }>({ method: 'POST', path })).disks;

@@ -55,7 +55,7 @@ export async function openTarget(options: TargetOptions, context: TargetContext)
         options,
         `it is smaller (${existing.size} bytes) and not empty; remove it or give another path`,
       );
-    throw refusal('EEXIST', options, 'it is there and not empty; remove it, or say that it may be overwritten');
+    throw refusal('EEXIST', options, 'it is there and not empty; remove it, or give --overwrite to replace it');
   }
   return await replacedFile(fs.realpathSync(options.path), existing, options, context);
 }
@@ -144,7 +144,7 @@ async function blockDevice(options: TargetOptions, context: TargetContext): Prom
       );
     }
     if (!options.overwrite && (await holdsData(device, context))) {
-      throw refusal('EEXIST', options, 'it holds data; say that it may be overwritten');
+      throw refusal('EEXIST', options, 'it holds data; give --overwrite to replace it');
     }
   } catch (cause) {
     await device.close();

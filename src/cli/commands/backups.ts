@@ -201,7 +201,7 @@ async function prune(directory: string, options: PruneOptions): Promise<void> {
     printLine(
       removed.length === 0
         ? `${disk}: nothing to remove`
-        : `${disk}: ${removed.length} points removed${anew}, ${freed}`,
+        : `${disk}: ${removed.length} ${removed.length === 1 ? 'point' : 'points'} removed${anew}, ${freed}`,
     );
   }
 }
