@@ -142,7 +142,7 @@ describe('a backup fails cleanly', () => {
 
     expect((await world.cli('snapshot', 'list')).stdout).toMatch(/vm \(ENOSPC\)/);
     expect((await world.cli('snapshot', 'events', id)).stdout).toMatch(
-      /no space: \d+ KiB of 1\.00 MiB used[^]*image of disk "vm" lost: ENOSPC/,
+      /no space: 1\.00 MiB of 1\.00 MiB used[^]*image of disk "vm" lost: ENOSPC/,
     );
     await world.json('snapshot', 'destroy', id.slice(0, 8));
     const { code, stdout } = await follower.ended();
