@@ -1,0 +1,54 @@
+/** `npm run sim -- --seed S --steps N [--keep 1,2,3]`, or `--minutes M` for as many seeds as that takes. A failure
+ *  prints one command that repeats it, and another for a shortened program. */
+
+import { parseArgs } from 'node:util';
+import { runProgram } from './program.ts';
+import type { Outcome, Program } from './program.ts';
+import { shorten } from './shorten.ts';
+
+const { values } = parseArgs({
+  options: {
+    seed: { type: 'string', default: '1' },
+    steps: { type: 'string', default: '100' },
+    seeds: { type: 'string', default: '1' },
+    minutes: { type: 'string' },
+    keep: { type: 'string' },
+    'no-shorten': { type: 'boolean', default: false },
+  },
+});
+
+function commandOf({ seed, steps, keep }: Program): string {
+  return `npm run sim -- --seed ${seed} --steps ${steps}${keep === undefined ? '' : ` --keep ${keep.join(',')}`}`;
+}
+
+async function report(program: Program, { failure, failedAt, kinds }: Outcome): Promise<void> {
+  console.log(`seed ${program.seed}: step ${failedAt} (${kinds.get(failedAt) ?? 'start'}): ${failure!.message}`);
+  console.log(failure!.stack?.split('\n').slice(1, 6).join('\n'));
+  console.log(`repeat:   ${commandOf(program)}`);
+  if (values['no-shorten']) return;
+  const upTo = [...kinds.keys()].filter((number) => failedAt < 0 || number <= failedAt);
+  const short = await shorten({ ...program, keep: upTo }, failure!.message);
+  const steps = short.keep!.map((number) => `${number} ${kinds.get(number) ?? ''}`).join(', ');
+  console.log(`shortest: ${commandOf(short)}\n          (${steps})`);
+}
+
+const steps = Number(values.steps);
+const keep = values.keep?.split(',').map(Number);
+const began = performance.now();
+const goesOn = (done: number): boolean =>
+  values.minutes === undefined
+    ? done < Number(values.seeds)
+    : performance.now() - began < Number(values.minutes) * 60_000;
+let stepsRun = 0;
+for (let done = 0; goesOn(done); done++) {
+  const program: Program = { seed: Number(values.seed) + done, steps, ...(keep !== undefined && { keep }) };
+  const outcome = await runProgram(program);
+  stepsRun += outcome.stepsRun;
+  if (outcome.failure !== null) {
+    await report(program, outcome);
+    process.exitCode = 1;
+    break;
+  }
+  console.log(`seed ${program.seed}: ${outcome.stepsRun} steps, trace ${outcome.traceHash.toString(16)}`);
+}
+console.log(`${stepsRun} steps in ${((performance.now() - began) / 1000).toFixed(1)} s`);

@@ -1,0 +1,387 @@
+/** The simulated driver of the reactor contract: virtual time, virtual files, virtual sockets, and faults, all from one
+ *  seed. Nothing happens by itself: `until` turns the loop, and one seed gives one order of events, bit for bit.
+ *
+ *  An operation takes effect some time between its start and its end, at once or in two steps, and operations that
+ *  are under way together end in any order. What does not exist is real: time, data, sockets. */
+
+import { Arena } from '../../src/io/arena.ts';
+import { ALLOCATE_PUNCH_HOLE, ALLOCATE_RESERVE, ALLOCATE_ZERO_RANGE } from '../../src/io/reactor.ts';
+import type {
+  AllocateMode,
+  Completion,
+  ListenOptions,
+  Listener,
+  MessagePortLike,
+  Notifier,
+  Reactor,
+  SocketAddress,
+  Stream,
+} from '../../src/io/reactor.ts';
+import { assert } from '../../src/util/assert.ts';
+import { BlksnapError, ERRNO } from '../../src/util/errors.ts';
+import type { Prng } from '../../src/util/prng.ts';
+import { Events } from './events.ts';
+import type { Event } from './events.ts';
+import { streamPair } from './stream.ts';
+import type { VirtualFile } from './virtual-file.ts';
+import type { Weather } from './weather.ts';
+
+/** Virtual time that nothing may wait longer than. */
+const LIVENESS_US = 120_000_000;
+
+/** A file operation: what it does at its effect, and what kind of fault may strike it. */
+interface Operation {
+  readonly kind: 'read' | 'write' | 'sync' | 'allocate';
+  readonly offset: number;
+  readonly length: number;
+  /** Does a part of it; the result of the last part is the operation's. */
+  readonly effect: (file: VirtualFile, from: number, to: number) => number;
+}
+
+export interface SimReactorOptions {
+  readonly random: Prng;
+  readonly weather: Weather;
+  readonly arenaBytes: number;
+}
+
+export class SimReactor implements Reactor {
+  readonly driver = 'sim';
+  readonly arena: Arena;
+  random: Prng;
+  /** No fault strikes while this is above 0: checks want to know the truth. */
+  calm = 0;
+  /** Of everything that ended, in its order: two runs are the same when these are. */
+  traceHash = 0x811c9dc5;
+  readonly #weather: Weather;
+  readonly #events = new Events();
+  readonly #files = new Map<number, VirtualFile>();
+  readonly #timers = new Map<number, Event>();
+  readonly #listeners = new Map<string, (stream: Stream) => void>();
+  readonly #hooks: Array<() => void> = [];
+  #nowUs = 0;
+  #lastTimer = 0;
+  #lastPort = 40_000;
+  #inFlight = 0;
+  #dead = false;
+  #completed = false;
+
+  constructor({ random, weather, arenaBytes }: SimReactorOptions) {
+    this.random = random;
+    this.#weather = weather;
+    this.arena = new Arena(new ArrayBuffer(arenaBytes), 0);
+  }
+
+  // --- virtual time ---------------------------------------------------------------------------
+
+  /** Turns the loop until the promise is settled. Throws when nothing is left that could settle it, or when it takes
+   *  longer than anything may. */
+  async until<T>(promise: Promise<T>): Promise<T> {
+    let settled = false;
+    const settle = (): void => void (settled = true);
+    promise.then(settle, settle);
+    const limitUs = this.#nowUs + LIVENESS_US;
+    await macrotask();
+    while (!settled) {
+      if (!(await this.turn())) throw new Error('liveness: something waits, and nothing is under way');
+      if (this.#nowUs > limitUs) throw new Error(`liveness: something waits for ${LIVENESS_US / 1e6} virtual seconds`);
+    }
+    return promise;
+  }
+
+  /** Turns until nothing is under way. */
+  async settle(): Promise<void> {
+    while (await this.turn());
+  }
+
+  /** One turn: all that is due at the earliest time. False when there is nothing. */
+  async turn(): Promise<boolean> {
+    const first = this.#events.peek();
+    if (first === undefined) return false;
+    this.#nowUs = first.timeUs;
+    this.#completed = false;
+    for (let event = this.#events.peek(); event?.timeUs === first.timeUs; event = this.#events.peek()) {
+      this.#events.pop();
+      event.run();
+    }
+    if (this.#completed) for (const hook of this.#hooks) hook();
+    await macrotask();
+    return true;
+  }
+
+  /** The process is gone: nothing ends any more. What was under way may still have happened, or not. */
+  die(): void {
+    this.#dead = true;
+    for (let event = this.#events.pop(); event !== undefined; event = this.#events.pop()) {
+      if (this.random.chance(0.5)) event.run();
+    }
+    this.#events.clear();
+  }
+
+  after(delayUs: number, run: () => void): Event {
+    const event = { timeUs: this.#nowUs + Math.floor(delayUs), tie: this.random.u32(), run, cancelled: false };
+    this.#events.push(event);
+    return event;
+  }
+
+  note(...values: readonly number[]): void {
+    for (const value of values) {
+      this.traceHash = Math.imul(this.traceHash ^ (value >>> 0), 0x01000193);
+      this.traceHash = Math.imul(this.traceHash ^ Math.floor(value / 2 ** 32), 0x01000193) >>> 0;
+    }
+  }
+
+  end(completion: Completion, result: number): void {
+    this.#inFlight--;
+    if (this.#dead) return;
+    this.#completed = true;
+    this.note(this.#nowUs, result);
+    completion.complete(result);
+  }
+
+  started(): void {
+    this.#inFlight++;
+  }
+
+  // --- files ----------------------------------------------------------------------------------
+
+  /** Gives a virtual file a descriptor. */
+  openFile(file: VirtualFile): number {
+    const fd = file.open();
+    this.#files.set(fd, file);
+    return fd;
+  }
+
+  read(fd: number, at: number, length: number, offset: number, completion: Completion): void {
+    const effect = (file: VirtualFile, from: number, to: number): number => {
+      const end = Math.min(offset + to, file.size);
+      if (end > offset + from) file.read(offset + from, this.arena.bytes.subarray(at + from, at + end - offset));
+      return Math.max(0, end - offset);
+    };
+    this.#start(fd, { kind: 'read', offset, length, effect }, completion);
+  }
+
+  write(fd: number, at: number, length: number, offset: number, durable: boolean, completion: Completion): void {
+    const effect = (file: VirtualFile, from: number, to: number): number => {
+      const done = file.write(offset + from, this.arena.bytes.subarray(at + from, at + to));
+      if (durable) file.syncRange(offset + from, done);
+      return from + done === 0 ? -ERRNO.ENOSPC : from + done;
+    };
+    this.#start(fd, { kind: 'write', offset, length, effect }, completion);
+  }
+
+  readCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
+    this.read(fd, at, length, offset, completion);
+  }
+
+  writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
+    this.write(fd, at, length, offset, false, completion);
+  }
+
+  writeGatherCached(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
+    this.writeGather(fd, segments, count, offset, completion);
+  }
+
+  writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
+    let length = 0;
+    for (let i = 0; i < count; i++) length += segments[i * 2 + 1]!;
+    const effect = (file: VirtualFile, from: number, to: number): number => {
+      const gathered = new Uint8Array(length);
+      for (let i = 0, place = 0; i < count; i++) {
+        const at = segments[i * 2]!;
+        gathered.set(this.arena.bytes.subarray(at, at + segments[i * 2 + 1]!), place);
+        place += segments[i * 2 + 1]!;
+      }
+      const done = file.write(offset + from, gathered.subarray(from, to));
+      return from + done === 0 ? -ERRNO.ENOSPC : from + done;
+    };
+    this.#start(fd, { kind: 'write', offset, length, effect }, completion);
+  }
+
+  sync(fd: number, completion: Completion): void {
+    const effect = (file: VirtualFile): number => {
+      file.sync();
+      return 0;
+    };
+    this.#start(fd, { kind: 'sync', offset: 0, length: 0, effect }, completion);
+  }
+
+  allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void {
+    const effect = (file: VirtualFile): number => {
+      switch (mode) {
+        case ALLOCATE_PUNCH_HOLE:
+        case ALLOCATE_ZERO_RANGE:
+          file.clear(offset, length, mode === ALLOCATE_PUNCH_HOLE);
+          return 0;
+        case ALLOCATE_RESERVE:
+          return file.reserve(offset, length) ? 0 : -ERRNO.ENOSPC;
+        default:
+          return -ERRNO.EOPNOTSUPP;
+      }
+    };
+    this.#start(fd, { kind: 'allocate', offset, length, effect }, completion);
+  }
+
+  #start(fd: number, operation: Operation, completion: Completion): void {
+    this.started();
+    const file = this.#files.get(fd);
+    if (file === undefined) {
+      this.after(1, () => this.end(completion, -ERRNO.EBADF));
+      return;
+    }
+    const totalUs = this.#duration(file);
+    const fault = this.calm === 0 ? this.#fault(file, operation) : 0;
+    let { length } = operation;
+    const { kind } = operation;
+    if (fault < 0) length = kind === 'read' || kind === 'write' ? this.random.below(length) : 0;
+    else if (this.calm === 0 && file.kept && (kind === 'read' || kind === 'write') && this.#strikes('shortIo'))
+      length = 1 + this.random.below(length);
+    if (fault < 0 && kind === 'sync') {
+      this.after(totalUs, () => {
+        file.loseUnsynced(this.random);
+        this.end(completion, fault);
+      });
+      return;
+    }
+    if (fault < 0 && (kind === 'allocate' || length === 0)) {
+      this.after(totalUs, () => this.end(completion, fault));
+      return;
+    }
+    this.#schedule(file, { ...operation, length }, totalUs, (result) =>
+      this.end(completion, fault < 0 ? fault : result),
+    );
+  }
+
+  #schedule(file: VirtualFile, operation: Operation, totalUs: number, done: (result: number) => void): void {
+    const { kind, length, effect } = operation;
+    const inParts = (kind === 'read' || kind === 'write') && length > 1 && this.#strikes('torn');
+    const middle = inParts ? 1 + this.random.below(length - 1) : 0;
+    const firstUs = this.random.below(totalUs + 1);
+    const secondUs = firstUs + this.random.below(totalUs + 1 - firstUs);
+    const finish = (): void => {
+      const result = effect(file, middle, length);
+      this.after(totalUs - secondUs, () => done(result));
+    };
+    if (!inParts) {
+      this.after(secondUs, finish);
+      return;
+    }
+    this.after(firstUs, () => {
+      const result = effect(file, 0, middle);
+      if (result === middle) this.after(secondUs - firstUs, finish);
+      else this.after(totalUs - firstUs, () => done(result));
+    });
+  }
+
+  #duration(file: VirtualFile): number {
+    const { originSlowUs, storageSlowUs } = this.#weather;
+    const us = 1 + this.random.below(file.kept ? originSlowUs : storageSlowUs);
+    return this.#strikes('stall') ? us * 100 : us;
+  }
+
+  /** The errno that an operation is to end with, or 0. */
+  #fault(file: VirtualFile, { kind }: Operation): number {
+    if (file.kept && this.#strikes('interrupted')) return -ERRNO.EINTR;
+    if (!this.#strikes(faultOf(file.kept, kind))) return 0;
+    file.faults[kind]++;
+    return -ERRNO.EIO;
+  }
+
+  #strikes(what: 'interrupted' | 'shortIo' | 'stall' | 'torn' | ReturnType<typeof faultOf>): boolean {
+    return this.random.chance(this.#weather[what]);
+  }
+
+  // --- time, hooks, messages ------------------------------------------------------------------
+
+  now(): number {
+    return this.#nowUs / 1000;
+  }
+
+  timer(delayMs: number, completion: Completion): number {
+    const handle = ++this.#lastTimer;
+    const fire = (): void => {
+      this.#timers.delete(handle);
+      if (this.#dead) return;
+      this.#completed = true;
+      this.note(this.#nowUs, handle);
+      completion.complete(0);
+    };
+    this.#timers.set(handle, this.after(delayMs * 1000, fire));
+    return handle;
+  }
+
+  cancelTimer(handle: number): void {
+    const event = this.#timers.get(handle);
+    if (event !== undefined) event.cancelled = true;
+    this.#timers.delete(handle);
+  }
+
+  onTurnEnd(hook: () => void): void {
+    this.#hooks.push(hook);
+  }
+
+  onMessages(port: MessagePortLike, handler: (message: unknown) => void): Notifier {
+    const listener = (message: unknown): void => void this.after(0, () => handler(message));
+    port.on('message', listener);
+    return { wakeFd: -1, close: () => void port.off('message', listener) };
+  }
+
+  // --- sockets --------------------------------------------------------------------------------
+
+  async listen(address: SocketAddress, _options: ListenOptions, onStream: (stream: Stream) => void): Promise<Listener> {
+    const bound = address.kind === 'tcp' && address.port === 0 ? { ...address, port: ++this.#lastPort } : address;
+    const key = JSON.stringify(bound);
+    if (this.#listeners.has(key)) throw new BlksnapError('EADDRINUSE', `Cannot listen on ${key}: it is in use`);
+    this.#listeners.set(key, onStream);
+    return { address: bound, close: () => void this.#listeners.delete(key) };
+  }
+
+  listenFd(): Promise<Listener> {
+    return Promise.reject(new BlksnapError('EOPNOTSUPP', 'Cannot listen on a descriptor: the simulator has none'));
+  }
+
+  connect(address: SocketAddress): Promise<Stream> {
+    const key = JSON.stringify(address);
+    return new Promise((resolve, reject) => {
+      this.after(this.random.below(200), () => {
+        if (this.#dead) return;
+        const accept = this.#listeners.get(key);
+        if (accept === undefined) {
+          reject(new BlksnapError('ECONNREFUSED', `Cannot connect to ${key}: nobody listens`));
+          return;
+        }
+        const [ours, theirs] = streamPair(this);
+        accept(theirs);
+        resolve(ours);
+      });
+    });
+  }
+
+  adopt(): Stream {
+    throw new BlksnapError('EOPNOTSUPP', 'Cannot adopt descriptors: the simulator has none');
+  }
+
+  get inFlight(): number {
+    return this.#inFlight;
+  }
+
+  async close(): Promise<void> {
+    if (this.#dead) return;
+    await this.settle();
+    assert(this.#inFlight === 0, 'everything opened through the reactor was closed');
+    this.#dead = true;
+  }
+}
+
+function faultOf(
+  kept: boolean,
+  kind: Operation['kind'],
+): 'originReadError' | 'originWriteError' | 'syncError' | 'storageReadError' | 'storageWriteError' {
+  if (kind === 'sync') return 'syncError';
+  if (kind === 'read') return kept ? 'originReadError' : 'storageReadError';
+  return kept ? 'originWriteError' : 'storageWriteError';
+}
+
+/** Comes after all microtasks: what promises do is over by then. */
+function macrotask(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}

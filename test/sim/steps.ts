@@ -1,0 +1,182 @@
+/** The steps that programs are made of. Each draws from a generator of its own, so that a program from which steps
+ *  were left out does the rest as before. */
+
+import type { Prng } from '../../src/util/prng.ts';
+import { check } from './check.ts';
+import { take } from './takes.ts';
+import { Traffic } from './traffic.ts';
+import { World } from './world.ts';
+import type { SimDisk } from './world.ts';
+
+const CHUNK = 4096;
+const SECTOR = 512;
+const MOST_SNAPSHOTS = 4;
+
+export const STEPS = ['traffic', 'take', 'destroy', 'release', 'dirty', 'resize', 'kill', 'power', 'quiet'] as const;
+export type Step = (typeof STEPS)[number];
+const WEIGHTS: Record<Step, number> = {
+  traffic: 40,
+  take: 20,
+  destroy: 10,
+  release: 6,
+  dirty: 3,
+  resize: 5,
+  kill: 3,
+  power: 4,
+  quiet: 6,
+};
+
+export function drawStep(random: Prng): Step {
+  let left = random.below(STEPS.reduce((sum, step) => sum + WEIGHTS[step], 0));
+  for (const step of STEPS) {
+    left -= WEIGHTS[step];
+    if (left < 0) return step;
+  }
+  return 'traffic';
+}
+
+/** Runs a step and checks everything. Returns the world, or the one after it. */
+export async function runStep(world: World, step: Step, random: Prng): Promise<World> {
+  switch (step) {
+    case 'traffic':
+      await traffic(world, random, 1 + random.below(30));
+      break;
+    case 'take':
+      if (world.held.size < MOST_SNAPSHOTS) await traffic(world, random, random.below(8), 'take');
+      break;
+    case 'destroy':
+      await traffic(world, random, random.below(8), 'destroy');
+      break;
+    case 'release':
+      release(world, random);
+      break;
+    case 'dirty':
+      dirty(world, random);
+      break;
+    case 'resize':
+      await resize(world, random);
+      break;
+    case 'kill':
+    case 'power':
+      return await die(world, random, step === 'power');
+    case 'quiet':
+      await quiet(world);
+      break;
+  }
+  await check(world);
+  return world;
+}
+
+/** Starts operations, now and then with time between them, and at a random place among them something else. */
+async function start(
+  world: World,
+  flow: Traffic,
+  random: Prng,
+  count: number,
+  among?: 'take' | 'destroy',
+): Promise<void> {
+  const place = random.below(count + 1);
+  for (let i = 0; i <= count; i++) {
+    if (i === place && among === 'take') flow.run(take(world, random));
+    if (i === place && among === 'destroy') destroy(world, flow, random);
+    if (i < count) flow.start(random);
+    if (random.chance(0.3)) for (let turns = random.below(20); turns > 0; turns--) await world.reactor.turn();
+  }
+}
+
+async function traffic(world: World, random: Prng, count: number, among?: 'take' | 'destroy'): Promise<void> {
+  const flow = new Traffic(world);
+  const giveBack = random.chance(world.machine.weather.hoggedArena) ? world.hog() : (): void => {};
+  await start(world, flow, random, count, among);
+  // Somebody who waits for memory is helped some time.
+  const helped = new Promise<void>((resolve) =>
+    world.reactor.after(random.below(5000), () => {
+      giveBack();
+      resolve();
+    }),
+  );
+  await world.reactor.until(Promise.all([flow.ended(), helped]));
+}
+
+function destroy(world: World, flow: Traffic, random: Prng): void {
+  const all = [...world.held.keys()];
+  const snapshot = all[random.below(Math.max(1, all.length))];
+  if (snapshot !== undefined) flow.run(world.destroy(snapshot));
+}
+
+/** A reader is done with some of an image. */
+function release(world: World, random: Prng): void {
+  const { images } = world;
+  const held = images[random.below(Math.max(1, images.length))];
+  if (held === undefined) return;
+  const chunks = Math.ceil(held.content.length / CHUNK);
+  const first = random.below(chunks);
+  const end = Math.min(chunks, first + 1 + random.below(40));
+  const endByte = Math.min(end * CHUNK, held.content.length);
+  held.image.release(first * CHUNK, endByte - first * CHUNK);
+  for (let chunk = first; chunk < end; chunk++) held.released.add(chunk);
+}
+
+/** Ranges that somebody says have changed are told as changed since every snapshot before. */
+function dirty(world: World, random: Prng): void {
+  const { model, tracker } = world.disks[random.below(world.disks.length)]!;
+  const size = model.content.length;
+  const offset = random.below(size);
+  const length = 1 + random.below(size - offset);
+  tracker.markDirty([{ offset, length }]);
+  const { map, blockSize, changeNumber } = tracker.cbt;
+  for (let at = offset; at < offset + length; at = (Math.floor(at / blockSize) + 1) * blockSize) {
+    if (map[Math.floor(at / blockSize)] !== changeNumber)
+      throw new Error(`${model.name}: ${at} was marked dirty in vain`);
+  }
+}
+
+/** Cuts or extends a disk. Only images that are larger than what is left may be lost. */
+async function resize(world: World, random: Prng): Promise<void> {
+  const owner: SimDisk = world.disks[random.below(world.disks.length)]!;
+  const { model, file, disk, tracker } = owner;
+  const before = model.content.length;
+  const size = Math.min(
+    400 * 1024,
+    Math.max(64, Math.floor((before / SECTOR) * (0.7 + random.below(70) / 100))) * SECTOR,
+  );
+  await world.reactor.settle();
+  const content = new Uint8Array(size);
+  content.set(model.content.subarray(0, size));
+  file.resize(size);
+  model.restart(content);
+  const { generationId } = tracker.cbt;
+  await world.reactor.until(disk.resize());
+  if (disk.size !== size) throw new Error(`${model.name}: resized to ${disk.size}, want ${size}`);
+  if (size !== before && tracker.cbt.generationId === generationId)
+    throw new Error(`${model.name}: resized within one history`);
+}
+
+/** When nothing is under way, nothing may be held back. */
+async function quiet(world: World): Promise<void> {
+  await world.reactor.settle();
+  const { pool, copyMemory } = world;
+  if (pool.lent !== 0) throw new Error(`leak: ${pool.lent} bios are out while nothing is under way`);
+  if (copyMemory.lentBytes !== 0)
+    throw new Error(`leak: ${copyMemory.lentBytes} bytes of copy memory while nothing is under way`);
+}
+
+/** The daemon is killed, or the machine stops, in the middle of traffic; then it is started again. */
+async function die(world: World, random: Prng, power: boolean): Promise<World> {
+  const flow = new Traffic(world);
+  await start(
+    world,
+    flow,
+    random,
+    random.below(20),
+    random.chance(0.3) ? 'take' : random.chance(0.3) ? 'destroy' : undefined,
+  );
+  for (let turns = random.below(40); turns > 0; turns--) await world.reactor.turn();
+  flow.abandon();
+  const { reactor, machine } = world;
+  world.die(power);
+  const next = await World.start(machine, reactor.random);
+  next.reactor.traceHash = reactor.traceHash;
+  await check(next);
+  return next;
+}

@@ -1,0 +1,128 @@
+/** Takes among traffic: what an image may show of the writes that were under way.
+ *
+ *  All that had ended before is in it, nothing that began afterwards, and each of the others whole or not at all; never
+ *  one without those that had ended before it began, on any disk of the snapshot. */
+
+import { NO_MEMORY } from '../../src/io/arena.ts';
+import { READ, runBio } from '../../src/block/bio.ts';
+import { KIB, MIB } from '../../src/util/units.ts';
+import type { Prng } from '../../src/util/prng.ts';
+import type { SnapshotImage } from '../../src/blksnap/image.ts';
+import type { Change } from './disk-model.ts';
+import { overlaps } from './disk-model.ts';
+import { mayFail } from './traffic.ts';
+import { VirtualFile } from './virtual-file.ts';
+import type { SimDisk, SimImage, World } from './world.ts';
+
+interface Planned {
+  readonly owner: SimDisk;
+  readonly before: Uint8Array;
+  readonly maybe: Change[];
+}
+
+export async function take(world: World, random: Prng): Promise<void> {
+  const { disks, reactor, machine, set } = world;
+  const chosen = disks.filter(() => random.chance(0.6));
+  if (chosen.length === 0) chosen.push(disks[0]!);
+  const { storagePages } = machine.weather;
+  const file = new VirtualFile({ name: 'storage', size: 0, capacityPages: storagePages });
+  const kind = random.chance(0.5) ? 'file' : 'memory';
+  const beganAt = machine.tick();
+  const planned = chosen.map((owner) => ({
+    owner,
+    before: owner.model.content.slice(),
+    maybe: [...owner.model.uncertain],
+  }));
+  const heard = chosen.map(({ model }, i) => model.listen((change) => planned[i]!.maybe.push(change)));
+  const snapshot = await set
+    .create(
+      chosen.map(({ tracker }) => tracker),
+      {
+        path: ':memory:',
+        limitBytes: storagePages === Infinity ? 64 * MIB : storagePages * 4096,
+        portionBytes: (64 + 64 * random.below(8)) * KIB,
+        place: { fd: reactor.openFile(file), owned: null, kind, sizeBytes: Infinity },
+      },
+    )
+    .finally(() => heard.forEach((stop) => stop()))
+    .catch((error: unknown) => {
+      if (storagePages !== Infinity || machine.weather.storageWriteError > 0) return null;
+      throw error;
+    });
+  if (snapshot === null) return;
+  reactor.note(beganAt, snapshot.images.length);
+  const images: SimImage[] = [];
+  const verdicts: Verdict[] = [];
+  for (const [i, image] of snapshot.images.entries()) {
+    const content = await readAll(world, image);
+    if (content === null) continue;
+    verdicts.push(...judge(image.name, planned[i]!, content));
+    const { generationId, changeNumber } = image;
+    images.push({
+      image,
+      owner: chosen[i]!,
+      content,
+      generationId,
+      changeNumber,
+      released: new Set(),
+      uncertain: new Set(),
+    });
+  }
+  expectOrder(verdicts);
+  world.held.set(snapshot, images);
+}
+
+/** All of an image, without faults of the machine. Null when it is lost. */
+export async function readAll(world: World, image: SnapshotImage): Promise<Uint8Array | null> {
+  const { reactor, pool } = world;
+  const at = reactor.arena.allocate(image.size);
+  if (at === NO_MEMORY) return null;
+  reactor.calm++;
+  const status = await runBio(pool, image, { op: READ, offset: 0, length: image.size, at });
+  reactor.calm--;
+  const content = reactor.arena.bytes.slice(at, at + image.size);
+  reactor.arena.release(at);
+  if (status === 0) return content;
+  if (image.corrupted === 0 && !mayFail(world)) throw new Error(`${image.name} cannot be read: errno ${status}`);
+  return null;
+}
+
+interface Verdict {
+  readonly change: Change;
+  readonly inside: boolean;
+}
+
+function judge(name: string, { before, maybe }: Planned, content: Uint8Array): Verdict[] {
+  const allowed = (i: number): boolean =>
+    content[i] === before[i] ||
+    maybe.some(({ offset, length, data }) => i >= offset && i < offset + length && data[i - offset] === content[i]);
+  for (let i = 0; i < content.length; i++) {
+    if (content[i] !== before[i] && !allowed(i))
+      throw new Error(`${name}: byte ${i} is neither old nor new after the take`);
+  }
+  const verdicts: Verdict[] = [];
+  for (const change of maybe) {
+    if (Number.isNaN(change.endedAt) || maybe.some((other) => other !== change && overlaps(other, change))) continue;
+    const { offset, length, data } = change;
+    let [old, fresh] = [0, 0];
+    for (let i = 0; i < length; i++) {
+      if (data[i] === before[offset + i]) continue;
+      if (content[offset + i] === data[i]) fresh++;
+      else old++;
+    }
+    if (fresh > 0 && change.endedAt === Infinity)
+      throw new Error(`${name}: a write at ${offset} is in the image that ended after it`);
+    if (old > 0 && fresh > 0) throw new Error(`${name}: a write at ${offset} is in the image by half`);
+    if (old + fresh > 0) verdicts.push({ change, inside: fresh > 0 });
+  }
+  return verdicts;
+}
+
+function expectOrder(verdicts: readonly Verdict[]): void {
+  for (const early of verdicts) {
+    for (const late of verdicts) {
+      if (late.inside && !early.inside && early.change.endedAt < late.change.startedAt)
+        throw new Error('a snapshot shows a write, and not one that had ended before it began');
+    }
+  }
+}

@@ -1,0 +1,257 @@
+/** Random operations on the disks and images of a world, many under way at once, and what each may end with.
+ *
+ *  A disk's operation may fail only when a fault struck that disk meanwhile: nothing that happens to a snapshot is
+ *  its origin's problem. Ranges in use are not changed by a second operation, so every answer is determined. */
+
+import { NO_MEMORY } from '../../src/io/arena.ts';
+import { DISCARD, FLUSH, FUA, NO_HOLE, READ, WRITE, WRITE_ZEROES, runBio } from '../../src/block/bio.ts';
+import type { BioSink, Op } from '../../src/block/bio.ts';
+import { ERRNO } from '../../src/util/errors.ts';
+import type { Prng } from '../../src/util/prng.ts';
+import { overlaps } from './disk-model.ts';
+import type { Change, Range } from './disk-model.ts';
+import type { SimDisk, SimImage, World } from './world.ts';
+
+const SECTOR = 512;
+const CHUNK = 4096;
+
+/** What an operation is told that it has to do. */
+interface Io {
+  readonly op: Op;
+  readonly range: Range;
+  readonly flags: number;
+  readonly data: Uint8Array | null;
+}
+
+export class Traffic {
+  readonly #world: World;
+  readonly #busy = new Map<object, Set<Range & { readonly changes: boolean }>>();
+  readonly #running = new Set<Promise<void>>();
+
+  constructor(world: World) {
+    this.#world = world;
+  }
+
+  get idle(): boolean {
+    return this.#running.size === 0;
+  }
+
+  /** Resolves when all that was started has ended; rejects with what was wrong. */
+  async ended(): Promise<void> {
+    while (this.#running.size > 0) await Promise.all(this.#running);
+  }
+
+  /** The process is gone: nobody will hear of what was under way. */
+  abandon(): void {
+    for (const promise of this.#running) promise.catch(() => {});
+    this.#running.clear();
+  }
+
+  run(promise: Promise<void>): void {
+    this.#running.add(promise);
+    // The failure itself is heard by `ended`.
+    promise.then(
+      () => this.#running.delete(promise),
+      () => {},
+    );
+  }
+
+  /** Starts an operation, if what it wants is free. */
+  start(random: Prng): void {
+    const { disks, images } = this.#world;
+    const owner = disks[random.below(disks.length)]!;
+    const image = images[random.below(Math.max(1, images.length))];
+    const kind = random.below(100);
+    if (kind < 50) this.#changeDisk(owner, random);
+    else if (kind < 60) this.#readDisk(owner, random);
+    else if (kind < 65) this.run(this.#flush(owner));
+    else if (image === undefined) this.#changeDisk(owner, random);
+    else if (kind < 88) this.#readImage(image, random);
+    else this.#changeImage(image, random);
+  }
+
+  // --- ranges ---------------------------------------------------------------------------------
+
+  #range(random: Prng, size: number): Range {
+    const sectors = size / SECTOR;
+    const whole = random.chance(0.3);
+    const most = random.chance(0.15) ? 400 : random.chance(0.5) ? 4 : 24;
+    const first = whole ? Math.floor(random.below(sectors) / 8) * 8 : random.below(sectors);
+    const count = Math.min(sectors - first, 1 + random.below(most));
+    return {
+      offset: first * SECTOR,
+      length: (whole ? Math.min(sectors - first, Math.ceil(count / 8) * 8) : count) * SECTOR,
+    };
+  }
+
+  /** The range is in use until the returned function is called; null when it cannot be now. */
+  #claim(target: object, range: Range, changes: boolean): (() => void) | null {
+    let busy = this.#busy.get(target);
+    if (busy === undefined) this.#busy.set(target, (busy = new Set()));
+    for (const other of busy) if ((changes || other.changes) && overlaps(other, range)) return null;
+    const claim = { ...range, changes };
+    busy.add(claim);
+    return () => busy.delete(claim);
+  }
+
+  // --- one operation --------------------------------------------------------------------------
+
+  async #run(sink: BioSink, { op, range, flags, data }: Io): Promise<{ status: number; got: Uint8Array } | null> {
+    const { pool, reactor } = this.#world;
+    const { arena } = reactor;
+    const withData = op === READ || op === WRITE;
+    const at = withData ? arena.allocate(range.length) : 0;
+    if (at === NO_MEMORY) return null;
+    if (op === WRITE) arena.bytes.set(data!, at);
+    else if (op === READ) arena.bytes.fill(0xcc, at, at + range.length);
+    const status = await runBio(pool, sink, { op, ...range, at, flags });
+    const got = op === READ ? arena.bytes.slice(at, at + range.length) : new Uint8Array(0);
+    // Whoever still looks at memory that was given back shall find nothing of use.
+    if (withData) arena.bytes.fill(0xdd, at, at + range.length);
+    if (withData) arena.release(at);
+    reactor.note(op, range.offset, range.length, status);
+    return { status, got };
+  }
+
+  #drawChange(random: Prng, range: Range): Io {
+    const op = random.chance(0.7) ? WRITE : random.chance(0.5) ? DISCARD : WRITE_ZEROES;
+    const data = new Uint8Array(range.length);
+    if (op === WRITE && !random.chance(0.1)) random.fill(data);
+    const flags = (random.chance(0.15) ? FUA : 0) | (op === WRITE_ZEROES && random.chance(0.5) ? NO_HOLE : 0);
+    return { op, range, flags, data };
+  }
+
+  // --- disks ----------------------------------------------------------------------------------
+
+  #changeDisk(owner: SimDisk, random: Prng): void {
+    const range = this.#range(random, owner.model.content.length);
+    const io = this.#drawChange(random, range);
+    const done = this.#claim(owner, range, true);
+    if (done !== null) this.run(this.#runChange(owner, io).finally(done));
+  }
+
+  async #runChange(owner: SimDisk, io: Io): Promise<void> {
+    const { model, file, disk } = owner;
+    const { write, sync, allocate } = file.faults;
+    const change: Change = {
+      ...io.range,
+      data: io.data!,
+      fua: (io.flags & FUA) !== 0,
+      startedAt: this.#world.machine.tick(),
+      endedAt: Infinity,
+    };
+    model.started(change);
+    const end = await this.#run(disk, io);
+    if (end === null) {
+      model.cancelled(change);
+      return;
+    }
+    model.ended(change, end.status === 0, this.#world.machine.tick());
+    if (end.status === 0) return;
+    const struck = file.faults.write + file.faults.sync + file.faults.allocate > write + sync + allocate;
+    const refused = model.unreliable && change.fua;
+    if (!struck && !refused) throw failure(`a change of ${model.name} failed`, io.range, end.status);
+    if (change.fua && struck) model.unreliable = true;
+  }
+
+  #readDisk(owner: SimDisk, random: Prng): void {
+    const range = this.#range(random, owner.model.content.length);
+    if (owner.model.uncertain.some((change) => overlaps(change, range))) return;
+    const done = this.#claim(owner, range, false);
+    if (done !== null) this.run(this.#runDiskRead(owner, range).finally(done));
+  }
+
+  async #runDiskRead({ model, file, disk }: SimDisk, range: Range): Promise<void> {
+    const { read } = file.faults;
+    const end = await this.#run(disk, { op: READ, range, flags: 0, data: null });
+    if (end === null) return;
+    if (end.status === 0) expectBytes(model.name, end.got, model.content, range.offset);
+    else if (file.faults.read === read) throw failure(`a read of ${model.name} failed`, range, end.status);
+  }
+
+  async #flush({ model, file, disk }: SimDisk): Promise<void> {
+    const startedAt = this.#world.machine.tick();
+    const { sync } = file.faults;
+    const end = await this.#run(disk, { op: FLUSH, range: { offset: 0, length: 0 }, flags: 0, data: null });
+    if (end?.status === 0) {
+      if (model.unreliable)
+        throw failure(`a flush of ${model.name} after a failed sync succeeded`, { offset: 0, length: 0 }, 0);
+      model.flushed(startedAt);
+    } else if (file.faults.sync > sync) model.unreliable = true;
+    else if (!model.unreliable)
+      throw failure(`a flush of ${model.name} failed`, { offset: 0, length: 0 }, end?.status ?? 0);
+  }
+
+  // --- images ---------------------------------------------------------------------------------
+
+  #readImage(held: SimImage, random: Prng): void {
+    const range = this.#range(random, held.content.length);
+    if (isReleased(held, range) || [...held.uncertain].some((each) => overlaps(lengthOf(each), range))) return;
+    const done = this.#claim(held, range, false);
+    if (done !== null) this.run(this.#runImageRead(held, range).finally(done));
+  }
+
+  async #runImageRead(held: SimImage, range: Range): Promise<void> {
+    const { image } = held;
+    const end = await this.#run(image, { op: READ, range, flags: 0, data: null });
+    if (end === null || isReleased(held, range)) return;
+    if (end.status === 0) expectBytes(image.name, end.got, held.content, range.offset);
+    else this.#expectExcuse(held, range, end.status);
+  }
+
+  #changeImage(held: SimImage, random: Prng): void {
+    const range = this.#range(random, held.content.length);
+    const io = this.#drawChange(random, range);
+    if (isReleased(held, range)) return;
+    const done = this.#claim(held, range, true);
+    if (done !== null) this.run(this.#runImageChange(held, io).finally(done));
+  }
+
+  async #runImageChange(held: SimImage, io: Io): Promise<void> {
+    const change = { offset: io.range.offset, data: io.data! };
+    held.uncertain.add(change);
+    const end = await this.#run(held.image, io);
+    if (end === null) held.uncertain.delete(change);
+    else if (end.status === 0) {
+      held.uncertain.delete(change);
+      held.content.set(change.data, change.offset);
+    } else this.#expectExcuse(held, io.range, end.status);
+  }
+
+  /** An image's operation may fail when it is lost, closed or its machine fails. */
+  #expectExcuse({ image }: SimImage, range: Range, status: number): void {
+    if (image.corrupted !== 0 || status === ERRNO.ESHUTDOWN) return;
+    if (!mayFail(this.#world)) throw failure(`an operation on ${image.name} failed`, range, status);
+  }
+}
+
+/** Whether this machine's weather can hurt a snapshot at all. */
+export function mayFail({ machine }: World): boolean {
+  const { weather } = machine;
+  return (
+    weather.originReadError + weather.storageReadError + weather.storageWriteError + weather.hoggedArena > 0 ||
+    weather.storagePages !== Infinity ||
+    weather.cowTimeoutMs < 1000
+  );
+}
+
+function lengthOf({ offset, data }: { offset: number; data: Uint8Array }): Range {
+  return { offset, length: data.length };
+}
+
+function isReleased({ released }: SimImage, { offset, length }: Range): boolean {
+  for (let chunk = Math.floor(offset / CHUNK); chunk * CHUNK < offset + length; chunk++)
+    if (released.has(chunk)) return true;
+  return false;
+}
+
+function failure(what: string, { offset, length }: Range, status: number): Error {
+  return new Error(`${what} without a reason (${length} bytes at ${offset}, errno ${status})`);
+}
+
+export function expectBytes(what: string, got: Uint8Array, content: Uint8Array, offset: number): void {
+  const want = content.subarray(offset, offset + got.length);
+  if (Buffer.compare(got, want) === 0) return;
+  const at = got.findIndex((byte, i) => byte !== want[i]);
+  throw new Error(`${what} differs at ${offset + at} (range ${offset}+${got.length})`);
+}

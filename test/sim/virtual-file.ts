@@ -1,0 +1,185 @@
+/** A file of the simulator: what the page cache shows, and what is on the platter.
+ *
+ *  Pages that were never written, or were punched, are holes. What was written since the last sync is kept as
+ *  a log by sectors: at a power loss each sector of it may have reached the platter or not, in every version that it
+ *  had. A sync that fails drops what it could not write, and the next one succeeds without it, as Linux does. */
+
+import { openSync } from 'node:fs';
+import type { HoleFinder } from '../../src/block/device.ts';
+import type { Prng } from '../../src/util/prng.ts';
+
+export const PAGE = 4096;
+const SECTOR = 512;
+
+interface Unsynced {
+  readonly sector: number;
+  readonly bytes: Uint8Array;
+}
+
+export interface VirtualFileOptions {
+  readonly name: string;
+  readonly size: number;
+  /** Pages that the place can hold; what is more ends with ENOSPC. */
+  readonly capacityPages?: number;
+  /** Whether it is an origin, whose data must outlive a power loss. */
+  readonly kept?: boolean;
+}
+
+export class VirtualFile implements HoleFinder {
+  readonly name: string;
+  readonly kept: boolean;
+  size: number;
+  capacityPages: number;
+  /** Faults that were injected into operations on this file. */
+  readonly faults = { read: 0, write: 0, sync: 0, allocate: 0 };
+  #pages = new Map<number, Uint8Array>();
+  readonly #platter = new Map<number, Uint8Array>();
+  readonly #unsynced: Unsynced[] = [];
+
+  constructor({ name, size, capacityPages = Infinity, kept = false }: VirtualFileOptions) {
+    this.name = name;
+    this.size = size;
+    this.capacityPages = capacityPages;
+    this.kept = kept;
+  }
+
+  /** A number for the file. It is a real descriptor of nothing, so that whoever has to close it can. */
+  open(): number {
+    return openSync('/dev/null', 'r+');
+  }
+
+  // --- the page cache -------------------------------------------------------------------------
+
+  read(offset: number, into: Uint8Array): void {
+    for (let done = 0; done < into.length;) {
+      const inPage = (offset + done) % PAGE;
+      const count = Math.min(PAGE - inPage, into.length - done);
+      const page = this.#pages.get(Math.floor((offset + done) / PAGE));
+      if (page === undefined) into.fill(0, done, done + count);
+      else into.set(page.subarray(inPage, inPage + count), done);
+      done += count;
+    }
+  }
+
+  /** The count written: less than there is when the place is full. */
+  write(offset: number, from: Uint8Array): number {
+    let done = 0;
+    while (done < from.length) {
+      const index = Math.floor((offset + done) / PAGE);
+      const inPage = (offset + done) % PAGE;
+      const count = Math.min(PAGE - inPage, from.length - done);
+      const page = this.#pages.get(index) ?? this.#newPage(index);
+      if (page === null) break;
+      page.set(from.subarray(done, done + count), inPage);
+      done += count;
+    }
+    this.size = Math.max(this.size, offset + done);
+    this.#log(offset, done);
+    return done;
+  }
+
+  #newPage(index: number): Uint8Array | null {
+    if (this.#pages.size >= this.capacityPages) return null;
+    const page = new Uint8Array(PAGE);
+    this.#pages.set(index, page);
+    return page;
+  }
+
+  /** Zeros, and holes where whole pages are punched. */
+  clear(offset: number, length: number, punch: boolean): void {
+    const end = Math.min(offset + length, this.size);
+    for (let from = offset; from < end;) {
+      const index = Math.floor(from / PAGE);
+      const to = Math.min((index + 1) * PAGE, end);
+      if (punch && to - from === PAGE) this.#pages.delete(index);
+      else this.#pages.get(index)?.fill(0, from - index * PAGE, to - index * PAGE);
+      from = to;
+    }
+    this.#log(offset, end - offset);
+  }
+
+  /** Whether the place has room for the range. */
+  reserve(offset: number, length: number): boolean {
+    let wanted = 0;
+    for (let index = Math.floor(offset / PAGE); index * PAGE < offset + length; index++) {
+      if (!this.#pages.has(index)) wanted++;
+    }
+    if (this.#pages.size + wanted > this.capacityPages) return false;
+    this.size = Math.max(this.size, offset + length);
+    return true;
+  }
+
+  resize(size: number): void {
+    if (size < this.size) {
+      const tail = Math.ceil(size / PAGE);
+      for (const index of this.#pages.keys()) if (index >= tail) this.#pages.delete(index);
+      this.#pages.get(tail - 1)?.fill(0, size - (tail - 1) * PAGE);
+    }
+    this.size = size;
+    this.#platter.clear();
+    for (const [index, page] of this.#pages) this.#platter.set(index, page.slice());
+    this.#unsynced.length = 0;
+  }
+
+  // --- the platter ----------------------------------------------------------------------------
+
+  #log(offset: number, length: number): void {
+    if (!this.kept || length <= 0) return;
+    const last = Math.floor((offset + length - 1) / SECTOR);
+    for (let sector = Math.floor(offset / SECTOR); sector <= last; sector++) {
+      const bytes = new Uint8Array(SECTOR);
+      this.read(sector * SECTOR, bytes);
+      this.#unsynced.push({ sector, bytes });
+    }
+  }
+
+  #land({ sector, bytes }: Unsynced): void {
+    const index = Math.floor((sector * SECTOR) / PAGE);
+    let page = this.#platter.get(index);
+    if (page === undefined) this.#platter.set(index, (page = new Uint8Array(PAGE)));
+    page.set(bytes, (sector * SECTOR) % PAGE);
+  }
+
+  sync(): void {
+    for (const each of this.#unsynced) this.#land(each);
+    this.#unsynced.length = 0;
+  }
+
+  /** A write that went through to the platter. */
+  syncRange(offset: number, length: number): void {
+    const inside = ({ sector }: Unsynced): boolean =>
+      (sector + 1) * SECTOR > offset && sector * SECTOR < offset + length;
+    const rest = this.#unsynced.filter((each) => !inside(each));
+    for (const each of this.#unsynced) if (inside(each)) this.#land(each);
+    this.#unsynced.splice(0, this.#unsynced.length, ...rest);
+  }
+
+  /** A sync that failed: some of it is on the platter, and the rest is forgotten. */
+  loseUnsynced(random: Prng): void {
+    const share = random.below(100) / 100;
+    for (const each of this.#unsynced) if (random.chance(share)) this.#land(each);
+    this.#unsynced.length = 0;
+  }
+
+  /** The page cache is gone; of what was not synced, some had landed. */
+  losePower(random: Prng): void {
+    this.loseUnsynced(random);
+    this.#pages = new Map([...this.#platter].map(([index, page]) => [index, page.slice()]));
+  }
+
+  // --- holes ----------------------------------------------------------------------------------
+
+  dataFrom(offset: number, end: number): number {
+    for (let at = offset; at < end; at = (Math.floor(at / PAGE) + 1) * PAGE) {
+      if (this.#pages.has(Math.floor(at / PAGE))) return at;
+    }
+    return end;
+  }
+
+  dataUntil(offset: number, end: number): number {
+    for (let at = offset; at < end; at = (Math.floor(at / PAGE) + 1) * PAGE) {
+      if (!this.#pages.has(Math.floor(at / PAGE))) return at;
+    }
+    return end;
+  }
+}

@@ -1,0 +1,208 @@
+/** The world of a run: the product's own disks, trackers, snapshots and images over a simulated machine, and beside
+ *  each the plain model of what it must show. One world is one life of the daemon; files and models outlive it. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { Arena, NO_MEMORY } from '../../src/io/arena.ts';
+import { BioPool } from '../../src/block/bio.ts';
+import { DescriptorDevice } from '../../src/block/descriptor-device.ts';
+import { Disk } from '../../src/block/disk.ts';
+import { DEFAULT_PARAMETERS } from '../../src/blksnap/parameters.ts';
+import type { SnapshotImage } from '../../src/blksnap/image.ts';
+import type { Snapshot } from '../../src/blksnap/snapshot.ts';
+import { SnapshotSet } from '../../src/blksnap/snapshot-set.ts';
+import { Tracker } from '../../src/blksnap/tracker.ts';
+import { KIB, MIB } from '../../src/util/units.ts';
+import type { Prng } from '../../src/util/prng.ts';
+import { DiskModel } from './disk-model.ts';
+import { SimReactor } from './reactor.ts';
+import { VirtualFile } from './virtual-file.ts';
+import type { Weather } from './weather.ts';
+
+const SECTOR = 512;
+const ARENA_BYTES = 16 * MIB;
+/** Sizes that are no whole chunks and no whole tracking blocks. */
+const SIZES = [256 * KIB + 3 * SECTOR, 136 * KIB + SECTOR];
+
+/** What remains of a snapshot's image for whoever has made a backup of it. */
+export interface Past {
+  readonly generationId: string;
+  readonly changeNumber: number;
+  readonly content: Uint8Array;
+}
+
+export interface SimDisk {
+  readonly model: DiskModel;
+  readonly file: VirtualFile;
+  readonly disk: Disk;
+  readonly tracker: Tracker;
+}
+
+export interface SimImage extends Past {
+  readonly image: SnapshotImage;
+  readonly owner: SimDisk;
+  /** Chunks that a reader was done with: they read right, or not at all. */
+  readonly released: Set<number>;
+  /** Writes under way, or that failed: each byte is old or new. */
+  readonly uncertain: Set<{ readonly offset: number; readonly data: Uint8Array }>;
+}
+
+/** The machine's disks, and what is known of each. */
+export interface Machine {
+  readonly weather: Weather;
+  /** Of the change maps. */
+  readonly directory: string;
+  readonly disks: ReadonlyArray<{ readonly model: DiskModel; readonly file: VirtualFile; readonly past: Past[] }>;
+  /** A time for each thing that begins or ends: what ended before another began has a lower one. */
+  tick(): number;
+}
+
+export function newMachine(random: Prng, weather: Weather, directory: string): Machine {
+  const disks = SIZES.map((size, i) => {
+    const content = new Uint8Array(size);
+    // The second half is a hole.
+    random.fill(content.subarray(0, Math.floor(size / 2 / SECTOR) * SECTOR));
+    const file = new VirtualFile({ name: `disk${i}`, size, kept: true });
+    file.write(0, content.subarray(0, Math.floor(size / 2 / SECTOR) * SECTOR));
+    file.sync();
+    return { model: new DiskModel(`disk${i}`, content), file, past: [] };
+  });
+  let clock = 0;
+  return { weather, directory, disks, tick: () => ++clock };
+}
+
+/** The product's device on a descriptor, which knows from the file where its holes are. */
+class VirtualDisk extends DescriptorDevice {
+  override readonly holes: VirtualFile;
+
+  constructor(reactor: SimReactor, file: VirtualFile) {
+    super(reactor, {
+      name: file.name,
+      fd: reactor.openFile(file),
+      sizeNow: () => file.size,
+      logicalBlockSize: SECTOR,
+      physicalBlockSize: 4096,
+      readOnly: false,
+      memoryAlignment: 1,
+      kind: 'file',
+      cached: 'writes',
+      capabilities: { flush: true, fua: true, discard: true, writeZeroes: true, fastZero: true, rotational: false },
+    });
+    this.holes = file;
+  }
+}
+
+export class World {
+  readonly machine: Machine;
+  readonly reactor: SimReactor;
+  readonly pool = new BioPool();
+  readonly set: SnapshotSet;
+  readonly disks: SimDisk[] = [];
+  readonly held = new Map<Snapshot, SimImage[]>();
+  readonly copyMemory: Arena;
+  readonly #copyAt: number;
+
+  static async start(machine: Machine, random: Prng): Promise<World> {
+    const world = new World(machine, random);
+    for (const each of machine.disks) await world.#open(each);
+    return world;
+  }
+
+  private constructor(machine: Machine, random: Prng) {
+    const { weather } = machine;
+    this.machine = machine;
+    this.reactor = new SimReactor({ random, weather, arenaBytes: ARENA_BYTES });
+    const { arena } = this.reactor;
+    const length = weather.copyMemoryBytes;
+    this.#copyAt = arena.allocate(length);
+    this.copyMemory = new Arena(arena.bytes.buffer, 0, { at: this.#copyAt, length });
+    const parameters = { ...DEFAULT_PARAMETERS, cowTimeoutMs: weather.cowTimeoutMs };
+    this.set = new SnapshotSet({ reactor: this.reactor, pool: this.pool, parameters });
+  }
+
+  async #open({ model, file }: Machine['disks'][number]): Promise<void> {
+    const { reactor, pool, copyMemory, machine } = this;
+    const { weather } = machine;
+    const device = new VirtualDisk(reactor, file);
+    const disk = new Disk(file.name, device);
+    const mapPath = weather.mapInFile ? path.join(machine.directory, `${file.name}.map`) : null;
+    const parameters = {
+      ...DEFAULT_PARAMETERS,
+      cowTimeoutMs: weather.cowTimeoutMs,
+      trackingBlockMinShift: 12,
+      trackingBlockMaxShift: 14,
+      trackingBlockMaxCount: 40,
+    };
+    const tracker = new Tracker({ reactor, pool, copyMemory, mapPath, originPath: null, parameters });
+    await reactor.until(disk.attachFilter(tracker));
+    this.disks.push({ model, file, disk, tracker });
+  }
+
+  get images(): SimImage[] {
+    return [...this.held.values()].flat();
+  }
+
+  past(owner: SimDisk): Past[] {
+    return this.machine.disks.find(({ model }) => model === owner.model)!.past;
+  }
+
+  /** Takes nearly all of the arena, for others to do without. Returns how to give it back. */
+  hog(): () => void {
+    const { arena } = this.reactor;
+    const places: number[] = [];
+    for (let at = arena.allocate(256 * KIB); at !== NO_MEMORY; at = arena.allocate(256 * KIB)) places.push(at);
+    for (let at = arena.allocate(4 * KIB); at !== NO_MEMORY; at = arena.allocate(4 * KIB)) places.push(at);
+    return () => {
+      for (const at of places) arena.release(at);
+    };
+  }
+
+  /** Lets a snapshot go. Its images are remembered, as a backup of them would be. */
+  async destroy(snapshot: Snapshot): Promise<void> {
+    for (const image of this.held.get(snapshot) ?? []) remember(this.past(image.owner), image);
+    this.held.delete(snapshot);
+    await this.set.destroy(snapshot.id);
+  }
+
+  /** All snapshots and disks are closed in order; nothing may be left. */
+  async stop(): Promise<void> {
+    this.reactor.calm++;
+    await this.reactor.until(this.set.close());
+    for (const { disk } of this.disks) await this.reactor.until(disk.close());
+    await this.reactor.settle();
+    if (this.pool.lent !== 0) throw new Error(`leak: ${this.pool.lent} bios were not given back`);
+    if (this.copyMemory.lentBytes !== 0) throw new Error(`leak: ${this.copyMemory.lentBytes} bytes of copy memory`);
+    this.reactor.arena.release(this.#copyAt);
+    const { lentBytes } = this.reactor.arena;
+    if (lentBytes !== 0) throw new Error(`leak: ${lentBytes} bytes of the arena`);
+    await this.reactor.close();
+  }
+
+  /** The daemon is killed, or with `power` the machine stops. The files are then as the model may know them. */
+  die(power: boolean): void {
+    const { reactor } = this;
+    reactor.die();
+    for (const { storage } of this.held.keys()) for (const piece of storage.pieces) piece.close();
+    for (const { model, file, tracker } of this.disks) {
+      // The kernel lets go of what a killed process had mapped; without a clean mark.
+      tracker.cbt.close(false);
+      model.deafen();
+      const { past } = this.machine.disks.find((each) => each.model === model)!;
+      for (const image of this.images) if (image.owner.model === model) remember(past, image);
+      if (power && this.machine.weather.mapInFile) fs.rmSync(path.join(this.machine.directory, `${file.name}.map`));
+      if (power) file.losePower(reactor.random);
+      const actual = new Uint8Array(file.size);
+      file.read(0, actual);
+      if (power) model.lostPower(actual);
+      else model.adopt(actual);
+    }
+  }
+}
+
+const REMEMBERED = 4;
+
+function remember(past: Past[], { generationId, changeNumber, content, uncertain }: SimImage): void {
+  if (uncertain.size > 0) return;
+  past.push({ generationId, changeNumber, content: content.slice() });
+  if (past.length > REMEMBERED) past.shift();
+}
