@@ -146,7 +146,8 @@ describe('when it cannot be finished, the points are as before', () => {
   test('another disk, or another backup at work', async () => {
     const source = await world.snapshot();
     const options = { directory: world.repository, reactor: world.reactor, pool: world.pool };
-    await expect(backUp({ ...source, identity: 'disk-2' }, options)).rejects.toMatchObject({ code: 'EINVAL' });
+    const other = { ...source, identity: 'disk-2', generationId: 'of another disk' };
+    await expect(backUp(other, options)).rejects.toMatchObject({ code: 'EINVAL' });
     await expect(backUp({ ...source, disk: '../vda' }, options)).rejects.toMatchObject({ code: 'EINVAL' });
     const lock = lockDisk(world.diskPath, 'prune');
     await expect(backUp(source, options)).rejects.toMatchObject({
