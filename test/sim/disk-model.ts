@@ -35,14 +35,18 @@ export class DiskModel {
   /** Changes under way, or that failed: each byte is old or new. */
   #uncertain: Change[] = [];
   readonly #listeners = new Set<(change: Change) => void>();
-  /** A sync failed: the device promises nothing any more. */
-  unreliable = false;
+  /** When a sync failed: the device promises nothing any more. Infinity while none has. */
+  unreliableSince = Infinity;
 
   constructor(name: string, content: Uint8Array) {
     this.name = name;
     this.content = content.slice();
     this.#durable = content.slice();
     this.#durableSince = new Float64Array(Math.ceil(content.length / SECTOR));
+  }
+
+  get unreliable(): boolean {
+    return this.unreliableSince !== Infinity;
   }
 
   get uncertain(): readonly Change[] {
@@ -108,6 +112,13 @@ export class DiskModel {
     }
   }
 
+  /** The daemon was killed, and opens the device anew. What a failed sync has dropped may never become durable. */
+  reopened(actual: Uint8Array): void {
+    this.adopt(actual);
+    if (this.unreliable) for (const change of this.#volatile) change.endedAt = Number.NaN;
+    this.unreliableSince = Infinity;
+  }
+
   /** The machine stopped. Throws when something durable is lost. */
   lostPower(actual: Uint8Array): void {
     for (let sector = 0; sector * SECTOR < actual.length; sector++) {
@@ -123,6 +134,7 @@ export class DiskModel {
       }
     }
     this.restart(actual);
+    this.unreliableSince = Infinity;
   }
 
   /** A new beginning: all of it is durable now. */
@@ -132,6 +144,5 @@ export class DiskModel {
     this.#durableSince = new Float64Array(Math.ceil(actual.length / SECTOR));
     this.#volatile = [];
     this.#uncertain = [];
-    this.unreliable = false;
   }
 }

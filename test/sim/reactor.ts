@@ -237,7 +237,7 @@ export class SimReactor implements Reactor {
       length = 1 + this.random.below(length);
     if (fault < 0 && kind === 'sync') {
       this.after(totalUs, () => {
-        file.loseUnsynced(this.random);
+        if (fault === -ERRNO.EIO) file.loseUnsynced(this.random);
         this.end(completion, fault);
       });
       return;

@@ -150,8 +150,10 @@ export class Traffic {
     if (end.status === 0) return;
     const struck = file.faults.write + file.faults.sync + file.faults.allocate > write + sync + allocate;
     const refused = model.unreliable && change.fua;
-    if (!struck && !refused) throw failure(`a change of ${model.name} failed`, io.range, end.status);
-    if (change.fua && struck) model.unreliable = true;
+    if (!struck && !refused)
+      throw failure(`a change of ${model.name} (op ${io.op}, flags ${io.flags}) failed`, io.range, end.status);
+    const dropped = file.faults.sync > sync || (io.op === WRITE && file.faults.write > write);
+    if (change.fua && dropped) model.unreliableSince = Math.min(model.unreliableSince, this.#world.machine.tick());
   }
 
   #readDisk(owner: SimDisk, random: Prng): void {
@@ -174,10 +176,12 @@ export class Traffic {
     const { sync } = file.faults;
     const end = await this.#run(disk, { op: FLUSH, range: { offset: 0, length: 0 }, flags: 0, data: null });
     if (end?.status === 0) {
-      if (model.unreliable)
+      // One that was under way when another sync failed tells nothing, and may not be believed.
+      if (model.unreliableSince < startedAt)
         throw failure(`a flush of ${model.name} after a failed sync succeeded`, { offset: 0, length: 0 }, 0);
-      model.flushed(startedAt);
-    } else if (file.faults.sync > sync) model.unreliable = true;
+      if (!model.unreliable) model.flushed(startedAt);
+    } else if (file.faults.sync > sync)
+      model.unreliableSince = Math.min(model.unreliableSince, this.#world.machine.tick());
     else if (!model.unreliable)
       throw failure(`a flush of ${model.name} failed`, { offset: 0, length: 0 }, end?.status ?? 0);
   }

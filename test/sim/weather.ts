@@ -26,8 +26,6 @@ export interface Weather {
   readonly cowTimeoutMs: number;
   /** Whether the change map is in a file, which outlives a killed daemon. */
   readonly mapInFile: boolean;
-  /** Clients reach the disks and images over NBD. */
-  readonly overNbd: boolean;
 }
 
 const KIB = 1024;
@@ -56,6 +54,5 @@ export function drawWeather(seed: number): Weather {
     hoggedArena: often(0.3, 0.3),
     cowTimeoutMs: failing && random.chance(0.4) ? 20 : 10_000,
     mapInFile: random.chance(0.5),
-    overNbd: random.chance(0.35),
   };
 }

@@ -194,7 +194,7 @@ export class World {
       const actual = new Uint8Array(file.size);
       file.read(0, actual);
       if (power) model.lostPower(actual);
-      else model.adopt(actual);
+      else model.reopened(actual);
     }
   }
 }

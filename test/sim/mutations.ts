@@ -1,0 +1,241 @@
+/** Deliberate bugs in the core. The simulator must find each: what it lets pass, it does not test. */
+
+export interface Mutation {
+  readonly file: string;
+  /** Stands exactly once in the file. */
+  readonly text: string;
+  readonly replacement: string;
+  readonly why: string;
+}
+
+const COW = 'src/blksnap/copy-on-write.ts';
+const IMAGE = 'src/blksnap/image.ts';
+const OVERLAY = 'src/blksnap/image-overlay.ts';
+const AREA = 'src/blksnap/diff-area.ts';
+const STORAGE = 'src/blksnap/diff-storage.ts';
+const PIECE = 'src/blksnap/storage-piece.ts';
+const TABLE = 'src/blksnap/chunk-table.ts';
+const TRACKER = 'src/blksnap/tracker.ts';
+const CBT = 'src/blksnap/cbt-map.ts';
+const SET = 'src/blksnap/snapshot-set.ts';
+const DISK = 'src/block/disk.ts';
+const DEVICE = 'src/block/descriptor-device.ts';
+
+export const MUTATIONS: readonly Mutation[] = [
+  {
+    file: IMAGE,
+    text: 'if (status === 0 && this.area.brokenBy === 0 && this.#anySaved(offset, length)) {',
+    replacement: 'if (status !== 0 && this.#anySaved(offset, length)) {',
+    why: 'an image read does not look again at what was saved while it read the origin',
+  },
+  {
+    file: COW,
+    text: 'const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;\n    const newest',
+    replacement:
+      'const last = Math.min(chunkOf(bio.offset + bio.length - 1) - 1, live.lastChunk) as ChunkIndex;\n    const newest',
+    why: 'the last chunk of a write is not looked at',
+  },
+  {
+    file: COW,
+    text: '        this.#wait(bio, run);\n        chunk = (run.first',
+    replacement: '        chunk = (run.first',
+    why: 'a second write does not wait for the read under way',
+  },
+  {
+    file: COW,
+    text: '    this.#setAll(run, STORING + run.index);\n    this.#store(run);',
+    replacement: '    this.#publish(run);\n    this.#store(run);',
+    why: 'a copy counts as stored before it is',
+  },
+  {
+    file: COW,
+    text: '    this.#store(run);\n    this.#letGo(run);',
+    replacement: '    this.#store(run);',
+    why: 'writes wait for the store, and not for the read alone',
+  },
+  {
+    file: COW,
+    text: '    run.area.removeRun(run.index);\n    this.#letGo(run);',
+    replacement: '    run.area.removeRun(run.index);',
+    why: 'writes that wait for chunks of zeros are forgotten',
+  },
+  {
+    file: COW,
+    text: 'const zero = this.#isZero(run.at + i * CHUNK);',
+    replacement: 'const zero = this.#isZero(run.at);',
+    why: 'every chunk of a run counts as zeros when the first is',
+  },
+  {
+    file: COW,
+    text: 'const data = dataByte < endByte ? chunkOf(dataByte) : ((last + 1) as ChunkIndex);',
+    replacement:
+      'const data = dataByte < endByte ? ((chunkOf(dataByte) + 1) as ChunkIndex) : ((last + 1) as ChunkIndex);',
+    why: 'the first chunk of data after a hole counts as a hole',
+  },
+  {
+    file: COW,
+    text: 'if (older >= 0) area.discard((chunk) => this.#unsavedBetween(older, index, chunk));',
+    replacement: 'area.discard(() => false);',
+    why: 'a destroyed snapshot takes what older images still read',
+  },
+  {
+    file: COW,
+    text: 'if (status !== 0) this.break(area, status, false);',
+    replacement: '',
+    why: 'a copy that could not be read does not break the snapshot',
+  },
+  {
+    file: COW,
+    text: '      if (run.area.active) this.break(run.area, status, true);',
+    replacement: '      if (run.area.active) this.break(run.area, status, false);',
+    why: 'a copy that could not be stored breaks its own image, and not the older ones that read through it',
+  },
+  {
+    file: COW,
+    text: '    this.#spareRuns.push(run);\n    this.#o.memory.release(run.at);',
+    replacement: '    this.#spareRuns.push(run);\n    if (run.count !== 3) this.#o.memory.release(run.at);',
+    why: 'the memory of runs of three chunks is not given back',
+  },
+  {
+    file: COW,
+    text: '    if (this.#starved.length > 0) this.#listen();',
+    replacement: '',
+    why: 'writes that wait for memory are woken once only',
+  },
+  {
+    file: IMAGE,
+    text: 'const holder = overlaid !== UNSAVED ? this.area : cow.lookUp(index, chunk);',
+    replacement: 'const holder = overlaid !== UNSAVED ? this.area : cow.lookUp(index + 1, chunk);',
+    why: 'an image reads the newer areas, and not its own',
+  },
+  {
+    file: IMAGE,
+    text: '      if (table.get(follows) !== value + next) break;',
+    replacement: '      if (table.get(follows) < FIRST_POSITION) break;',
+    why: 'saved chunks are read in a row where they do not lie in one',
+  },
+  {
+    file: IMAGE,
+    text: 'if (table !== this.#overlay.table && this.#overlay.table.get(follows) !== UNSAVED) break;',
+    replacement: '',
+    why: 'a row of saved chunks hides one that was written to the image',
+  },
+  {
+    file: IMAGE,
+    text: 'const source = run.at + (chunk - run.first) * CHUNK + inChunk;',
+    replacement: 'const source = run.at + inChunk;',
+    why: 'a copy in memory is read from the first chunk of its run',
+  },
+  {
+    file: IMAGE,
+    text: '        this.tracker.markImageWrite(this.area, bio.offset, bio.length);',
+    replacement: '',
+    why: 'a write to an image is not tracked',
+  },
+  {
+    file: OVERLAY,
+    text: '    if (bio.op === WRITE)\n      reactor.arena.bytes.copyWithin(at + from - start,',
+    replacement: '    if (bio.op === WRITE)\n      reactor.arena.bytes.copyWithin(at,',
+    why: 'a write to part of a chunk of an image lands at its beginning',
+  },
+  {
+    file: OVERLAY,
+    text: 'const status = await runBio(pool, image, { op: READ, offset: start, length, at });',
+    replacement: 'const status = start < 0 ? await runBio(pool, image, { op: READ, offset: start, length, at }) : 0;',
+    why: 'a write to part of a chunk of an image forgets the rest of it',
+  },
+  {
+    file: TRACKER,
+    text: '    for (const { frozenMap, changeNumber, blockSize } of cow.areas.slice(index)) {',
+    replacement: '    for (const { frozenMap, changeNumber, blockSize } of cow.areas.slice(index, index)) {',
+    why: 'the second map is forgotten: a write to an image is marked in the live one alone',
+  },
+  {
+    file: TRACKER,
+    text: '    cbt.markOnly(offset, length);\n    for',
+    replacement: '    for',
+    why: 'the live map is forgotten at a write to an image',
+  },
+  {
+    file: CBT,
+    text: 'const last = Math.floor((offset + length - 1) / this.blockSize);\n    for',
+    replacement: 'const last = Math.floor((offset + length) / this.blockSize) - 1;\n    for',
+    why: 'the last block of a write is not marked unless it is filled',
+  },
+  {
+    file: AREA,
+    text: '    cbt.advance();',
+    replacement: '',
+    why: 'a take does not begin a new period',
+  },
+  {
+    file: AREA,
+    text: '    this.frozenMap.set(cbt.map);\n    this.blockSize = cbt.blockSize;\n    this.generationId = cbt.generationId;\n    this.changeNumber = cbt.changeNumber;\n    cbt.advance();',
+    replacement:
+      '    this.blockSize = cbt.blockSize;\n    this.generationId = cbt.generationId;\n    this.changeNumber = cbt.changeNumber;\n    cbt.advance();\n    this.frozenMap.fill(1);',
+    why: 'the frozen map is not the one of the take',
+  },
+  {
+    file: SET,
+    text: '    await Promise.all(disks.map((disk) => disk.freeze()));',
+    replacement: '    void Promise.all(disks.map((disk) => disk.freeze()));',
+    why: 'a take does not wait for the writes under way',
+  },
+  {
+    file: SET,
+    text: '    for (const { tracker, area } of planned) {\n      area.freeze(tracker.cbt);',
+    replacement:
+      '    for (const { tracker, area } of planned) {\n      tracker.disk.thaw();\n      void tracker.disk.freeze();\n      await null;\n      area.freeze(tracker.cbt);',
+    why: 'every disk is thawed for a moment before it is switched',
+  },
+  {
+    file: DISK,
+    text: '    if (this.#inFlight === 0) return Promise.resolve();',
+    replacement: '    if (this.#inFlight <= 1) return Promise.resolve();',
+    why: 'the gate closes with one bio still on its way',
+  },
+  {
+    file: STORAGE,
+    text: '(batch.count === MAX_SEGMENTS || batch.bytes >= FLUSH_BYTES || batch.position + batch.bytes / CHUNK !== position)',
+    replacement: '(batch.count === MAX_SEGMENTS || batch.bytes >= FLUSH_BYTES)',
+    why: 'stores that do not lie in a row are written as if they did',
+  },
+  {
+    file: STORAGE,
+    text: 'this.#storage.batchEnded(this, result === this.bytes ? 0 : result < 0 ? -result : ERRNO.ENOSPC);',
+    replacement: 'this.#storage.batchEnded(this, 0);',
+    why: 'a store that failed counts as stored',
+  },
+  {
+    file: PIECE,
+    text: '    this.#next += count;',
+    replacement: '    this.#next += count > 2 ? count - 1 : count;',
+    why: 'space in the storage is given out twice',
+  },
+  {
+    file: TABLE,
+    text: '  return value !== UNSAVED && value < READING;',
+    replacement: '  return value !== UNSAVED;',
+    why: 'a chunk counts as saved while its old data is still being read',
+  },
+  {
+    file: DEVICE,
+    text: '    if (result > 0) bio.progress += result;\n    if (bio.progress === bio.length) bio.end(0);\n    else if (result > 0 || result === -ERRNO.EINTR) this.#transfer(bio);',
+    replacement:
+      '    if (result > 0) bio.progress += result;\n    if (bio.progress === bio.length || result > 0) bio.end(0);\n    else if (result === -ERRNO.EINTR) this.#transfer(bio);',
+    why: 'a short read or write counts as a whole one',
+  },
+  {
+    file: DEVICE,
+    text: '      else this.#reactor.read(this.#fd, at, length, offset, bio);\n    } else if ((bio.flags & FUA) === 0 && this.#endsInMemory(offset, length)) {',
+    replacement:
+      '      else this.#reactor.read(this.#fd, at, length, offset, bio);\n    } else if (this.#endsInMemory(offset, length)) {',
+    why: 'FUA is forgotten for writes of whole pages',
+  },
+  {
+    file: DEVICE,
+    text: '    if (result < 0) this.#lost = -result;',
+    replacement: '',
+    why: 'a flush after a failed one succeeds',
+  },
+];
