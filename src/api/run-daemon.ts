@@ -18,6 +18,7 @@ export interface DaemonProcessOptions {
   readonly nbd: SocketAddress | null;
   /** Null: the best that works. */
   readonly driver: DriverName | null;
+  readonly ioThreads: number;
   readonly parameters: Parameters;
   /** Modules of filters: files, or packages that can be found from here. */
   readonly filterModules: readonly string[];
@@ -42,8 +43,8 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
 
   const filterModules = options.filterModules.map((given) => resolveFilterModule(given, process.cwd()));
   const paths = daemonPaths(options.dir);
-  const { nbd, driver, parameters } = options;
-  const starting = Daemon.start({ paths, nbd, driver, parameters, filterModules, log, onFatal: end });
+  const { nbd, driver, ioThreads, parameters } = options;
+  const starting = Daemon.start({ paths, nbd, driver, ioThreads, parameters, filterModules, log, onFatal: end });
   // The API's code loads while the I/O thread starts.
   const [{ serveApi }, daemon] = await Promise.all([import('./server.ts'), starting]);
   try {

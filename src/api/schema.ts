@@ -74,6 +74,7 @@ export const statusView = shape<StatusView>()(
       stateDirectory: z.string(),
       driver: z.string().openapi({ description: 'The I/O driver in use' }),
       driverReason: z.string().openapi({ description: 'Why it is not io_uring; empty when it is' }),
+      ioThreads: z.int().openapi({ description: 'Threads that disks are spread over' }),
       nbdUri: z.string(),
       parameters: parametersView,
       copies: copiesView,

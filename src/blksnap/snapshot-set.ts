@@ -19,6 +19,7 @@ import type { Parameters } from './parameters.ts';
 import { Snapshot } from './snapshot.ts';
 import type { Origin } from './origin-guard.ts';
 import { refuseOwnStorage } from './origin-guard.ts';
+import { Take } from './take.ts';
 import type { Tracker } from './tracker.ts';
 
 export interface SnapshotSetOptions {
@@ -64,46 +65,86 @@ export class SnapshotSet {
     storage: DiffStorageOptions,
     id: string = crypto.randomUUID(),
   ): Promise<Snapshot> {
+    const take = await this.plan(trackers, storage, id);
+    const began = performance.now();
+    try {
+      await take.freeze();
+      take.switch();
+    } catch (error) {
+      await this.abandon(take);
+      throw error;
+    }
+    const heldMs = performance.now() - began;
+    take.thaw();
+    return this.finish(take, { createdAt: Date.now(), heldMs });
+  }
+
+  /** The first step of a take: opens the storage, and takes all memory before anything is frozen. `abandon` or
+   *  `finish` must follow. `others`: origins of the same take on other threads. Errors: as `create`. */
+  async plan(
+    trackers: readonly Tracker[],
+    storage: DiffStorageOptions,
+    id: string,
+    others: readonly Origin[] = [],
+  ): Promise<Take> {
     checkOrigins(trackers);
     this.#checkCounts(trackers);
     this.#taking.add(trackers);
     try {
-      return await this.#create(trackers, storage, id);
-    } finally {
+      return await this.#plan(trackers, storage, id, others);
+    } catch (error) {
       this.#taking.delete(trackers);
+      throw error;
     }
   }
 
-  async #create(trackers: readonly Tracker[], storage: DiffStorageOptions, id: string): Promise<Snapshot> {
+  async #plan(
+    trackers: readonly Tracker[],
+    storage: DiffStorageOptions,
+    id: string,
+    others: readonly Origin[],
+  ): Promise<Take> {
     const { storagePortionBytes: portionBytes } = this.#parameters;
     const opened = await DiffStorage.open(
       this.#o.reactor,
       { portionBytes, ...storage },
       { lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null) },
     );
-    const areas = new Set<DiffArea>();
-    this.#storages.set(opened, areas);
     try {
-      refuseOwnStorage(originsOf(trackers), opened.pieces[0]!);
-      // All memory is taken before anything is frozen.
-      const planned = trackers.map((tracker) => ({
+      refuseOwnStorage([...originsOf(trackers), ...others], opened.pieces[0]!);
+      const disks = trackers.map((tracker) => ({
         tracker,
         area: new DiffArea(id, opened, tracker.disk.size, new Uint8Array(tracker.cbt.blockCount)),
       }));
-      const { createdAt, heldMs } = await take(planned);
-      for (const { area } of planned) areas.add(area);
-      const { reactor, pool } = this.#o;
-      const images = planned.map(({ tracker, area }) => {
-        tracker.onBroken = (broken, errno) => this.#broken(tracker, broken, errno);
-        return new SnapshotImage(tracker, area, `${tracker.disk.name}@${id}`, reactor, pool);
-      });
-      const snapshot = new Snapshot({ id, createdAt, images, storage: opened, heldMs });
-      this.#snapshots.set(id, snapshot);
-      return snapshot;
+      this.#storages.set(opened, new Set(disks.map(({ area }) => area)));
+      return new Take(id, opened, disks, trackers);
     } catch (error) {
-      this.#storages.delete(opened);
       await opened.close();
       throw error;
+    }
+  }
+
+  /** The last step, once the take is switched and thawed: its snapshot is held. */
+  finish(take: Take, { createdAt, heldMs }: { readonly createdAt: number; readonly heldMs: number }): Snapshot {
+    const { reactor, pool } = this.#o;
+    const { id, storage } = take;
+    this.#taking.delete(take.trackers);
+    const images = take.disks.map(({ tracker, area }) => {
+      tracker.onBroken = (broken, errno) => this.#broken(tracker, broken, errno);
+      return new SnapshotImage(tracker, area, `${tracker.disk.name}@${id}`, reactor, pool);
+    });
+    const snapshot = new Snapshot({ id, createdAt, images, storage, heldMs });
+    this.#snapshots.set(id, snapshot);
+    return snapshot;
+  }
+
+  /** Undoes a take that is not finished, at whatever step it is. */
+  async abandon(take: Take): Promise<void> {
+    take.thaw();
+    this.#taking.delete(take.trackers);
+    for (const { tracker, area } of take.disks) {
+      const unused = take.switched ? tracker.cow.remove(area) : [area];
+      for (const each of unused) await this.#release(each);
     }
   }
 
@@ -207,33 +248,5 @@ function checkOrigins(trackers: readonly Tracker[]): void {
       );
     }
     seen.add(tracker);
-  }
-}
-
-/** Before the freeze a disk may have been detached (ENODEV) or got another size (EBUSY). */
-function refuseChanged({ disk }: Tracker, area: DiffArea): void {
-  if (disk.size === area.size) return;
-  throw new BlksnapError(
-    'EBUSY',
-    `Cannot take a snapshot of disk "${disk.name}": its size has just changed from ${area.size} to ${disk.size} bytes; try again`,
-  );
-}
-
-/** Freezes all, looks at all once more, switches all, thaws all. Once one is switched nothing can fail. */
-async function take(
-  planned: ReadonlyArray<{ tracker: Tracker; area: DiffArea }>,
-): Promise<{ createdAt: number; heldMs: number }> {
-  const began = performance.now();
-  const disks = planned.map(({ tracker }) => tracker.disk);
-  try {
-    await Promise.all(disks.map((disk) => disk.freeze()));
-    for (const { tracker, area } of planned) refuseChanged(tracker, area);
-    for (const { tracker, area } of planned) {
-      area.freeze(tracker.cbt);
-      tracker.cow.add(area);
-    }
-    return { createdAt: Date.now(), heldMs: performance.now() - began };
-  } finally {
-    for (const disk of disks) disk.thaw();
   }
 }

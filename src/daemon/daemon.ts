@@ -1,4 +1,4 @@
-/** The daemon, control side: one directory, one I/O thread, the disks and the snapshots on it. The API hands its
+/** The daemon, control side: one directory, its I/O threads, the disks and the snapshots on it. The API hands its
  *  requests to `disks` and `snapshots`.
  *
  *  What runs side by side: operations on one disk follow one another; the take of a snapshot counts
@@ -13,12 +13,11 @@ import type { SocketAddress } from '../io/reactor.ts';
 import { isLocal } from '../nbd/address.ts';
 import { formatNbdUri } from '../nbd/uri.ts';
 import { makeDirectories } from '../util/directories.ts';
-import { toBlksnapError } from '../util/errors.ts';
-import type { BlksnapError } from '../util/errors.ts';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { VERSION } from '../util/version.ts';
 import { Disks } from './disks.ts';
 import type { Host } from './host.ts';
-import { IoThread } from './io-thread-client.ts';
+import { IoThreads, MAX_IO_THREADS } from './io-threads.ts';
 import { lockDirectory } from './lock.ts';
 import type { FileLock } from '../io/lock-file.ts';
 import type { Log } from './log.ts';
@@ -27,6 +26,7 @@ import { Serial } from './serial.ts';
 import { Snapshots } from './snapshots.ts';
 import { loadState } from './state.ts';
 import { Mapped } from './mapped.ts';
+import { disksBelowMappings, mappedStateFile } from './mapped-state.ts';
 import type { StatusView } from './views.ts';
 
 export interface DaemonOptions {
@@ -35,6 +35,8 @@ export interface DaemonOptions {
   readonly nbd: SocketAddress | null;
   /** Null: the best that works. */
   readonly driver: DriverName | null;
+  /** 1 to 16; default 1. */
+  readonly ioThreads?: number;
   readonly parameters?: Parameters | undefined;
   /** URLs of modules that register filters. */
   readonly filterModules?: readonly string[];
@@ -46,7 +48,7 @@ export interface DaemonOptions {
 export class Daemon {
   readonly #options: DaemonOptions;
   readonly #lock: FileLock;
-  readonly #io: IoThread;
+  readonly #io: IoThreads;
   readonly #startedAt = new Date();
   /** Where NBD clients connect. */
   #nbdAddress: SocketAddress;
@@ -55,18 +57,22 @@ export class Daemon {
   readonly snapshots: Snapshots;
   readonly mapped: Mapped;
 
-  /** Locks the directory, starts the I/O thread and attaches the disks that are remembered. One that
+  /** Locks the directory, starts the I/O threads and attaches the disks that are remembered. One that
    *  cannot be attached is reported by `disks`, and keeps nothing else from starting.
-   *  Errors: EBUSY when another daemon has the directory; EBADMSG for a broken state file. */
+   *  Errors: EBUSY when another daemon has the directory; EBADMSG for a broken state file; EINVAL; EOPNOTSUPP for
+   *  several I/O threads on the portable driver. */
   static async start(options: DaemonOptions): Promise<Daemon> {
-    const { paths } = options;
+    const { paths, ioThreads: count = 1 } = options;
+    checkCount(count);
     for (const directory of [paths.run, paths.state, paths.cbt]) makePrivate(directory);
     const lock = lockDirectory(paths.lockFile);
     let daemon: Daemon | null = null;
     try {
       const remembered = loadState(paths.stateFile);
-      const io = await IoThread.start(
+      const io = await IoThreads.start(
         {
+          count,
+          belowMappings: disksBelowMappings(mappedStateFile(paths)),
           driver: options.driver,
           parameters: options.parameters ?? DEFAULT_PARAMETERS,
           filterModules: options.filterModules ?? [],
@@ -86,7 +92,7 @@ export class Daemon {
     }
   }
 
-  private constructor(options: DaemonOptions, lock: FileLock, io: IoThread) {
+  private constructor(options: DaemonOptions, lock: FileLock, io: IoThreads) {
     this.#options = options;
     this.#lock = lock;
     this.#io = io;
@@ -133,6 +139,7 @@ export class Daemon {
       stateDirectory: paths.state,
       driver: this.#io.ready.driver,
       driverReason: this.#io.ready.driverReason,
+      ioThreads: this.#io.count,
       nbdUri: formatNbdUri({ address: this.#nbdAddress, exportName: '' }),
       parameters: this.#options.parameters ?? DEFAULT_PARAMETERS,
       copies: totalOf(infos.flatMap(({ copies }) => copies ?? [])),
@@ -141,6 +148,12 @@ export class Daemon {
       snapshots: this.snapshots.size,
     };
   }
+}
+
+/** Errors: EINVAL. */
+function checkCount(ioThreads: number): void {
+  if (Number.isInteger(ioThreads) && ioThreads >= 1 && ioThreads <= MAX_IO_THREADS) return;
+  throw new BlksnapError('EINVAL', `--io-threads ${ioThreads}: want a whole number from 1 to ${MAX_IO_THREADS}`);
 }
 
 function makePrivate(directory: string): void {

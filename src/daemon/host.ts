@@ -1,12 +1,12 @@
 /** What the parts of a daemon have in common. */
 
-import type { IoThread } from './io-thread-client.ts';
+import type { IoThreads } from './io-threads.ts';
 import type { Log } from './log.ts';
 import type { DaemonPaths } from './paths.ts';
 import type { Serial } from './serial.ts';
 
 export interface Host {
-  readonly io: Pick<IoThread, 'call'>;
+  readonly io: Pick<IoThreads, 'call'>;
   readonly paths: DaemonPaths;
   readonly log: Log;
   /** Keys: `disk NAME`, `path PATH`, `mapped NAME`. */

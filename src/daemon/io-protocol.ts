@@ -6,9 +6,11 @@
 import type { ByteRange } from '../backup/ranges.ts';
 import type { CopyCounters } from '../blksnap/copy-counters.ts';
 import type { SnapshotEvent } from '../blksnap/events.ts';
+import type { Origin } from '../blksnap/origin-guard.ts';
 import type { Parameters } from '../blksnap/parameters.ts';
 import type { DriverName } from '../io/open.ts';
 import type { SocketAddress } from '../io/reactor.ts';
+import type { HandedOver } from '../nbd/server.ts';
 import type { ErrorCode } from '../util/errors.ts';
 
 export interface IoThreadOptions {
@@ -145,6 +147,19 @@ export interface RestoredMapping {
   readonly error: ErrorReport | null;
 }
 
+/** An export came, or with null went. */
+export interface ExportChange {
+  readonly name: string;
+  readonly description: string | null;
+}
+
+/** A take, or what one I/O thread has of it. */
+export interface TakeArgs {
+  readonly disks: readonly string[];
+  readonly storagePath: string;
+  readonly limitBytes: number | null;
+}
+
 /** Every call: its argument and its result. */
 export interface IoCalls {
   /** Takes NBD connections. The result has the port that the system chose for port 0. */
@@ -204,12 +219,21 @@ export interface IoCalls {
     args: {
       /** The id that was given out when the snapshot was prepared; a new one when absent. */
       readonly id?: string | undefined;
-      readonly disks: readonly string[];
-      readonly storagePath: string;
-      readonly limitBytes: number | null;
-    };
+    } & TakeArgs;
     result: SnapshotInfo;
   };
+  /** A take over several threads, in its steps (src/blksnap/take.ts). `others`: origins of it on other threads. */
+  planSnapshot: { args: { readonly id: string; readonly others: readonly Origin[] } & TakeArgs; result: void };
+  freezeSnapshot: { args: { readonly id: string }; result: void };
+  switchSnapshot: { args: { readonly id: string }; result: void };
+  /** Thaws, and offers the images. */
+  finishSnapshot: { args: { readonly id: string; readonly createdAt: number }; result: SnapshotInfo };
+  /** Undoes all steps; nothing when there were none. */
+  abandonSnapshot: { args: { readonly id: string }; result: void };
+  /** An export of another thread came or went. */
+  elsewhere: { args: ExportChange; result: void };
+  /** Serves a client that another thread has accepted. Its descriptor is this thread's from here on. */
+  takeOver: { args: HandedOver; result: void };
   /** Gives a held snapshot more room: another place, or with null a higher limit in all. */
   appendStorage: {
     args: { readonly id: string; readonly storagePath: string | null; readonly limitBytes: number | null };
@@ -237,7 +261,9 @@ export type Report =
   | { readonly kind: 'failed'; readonly error: ErrorReport }
   | { readonly kind: 'result'; readonly id: number; readonly result: unknown }
   | { readonly kind: 'error'; readonly id: number; readonly error: ErrorReport }
-  | { readonly kind: 'event'; readonly event: SnapshotEvent };
+  | { readonly kind: 'event'; readonly event: SnapshotEvent }
+  | { readonly kind: 'exportChange'; readonly change: ExportChange }
+  | { readonly kind: 'handOver'; readonly client: HandedOver };
 
 export interface ErrorReport {
   readonly code: ErrorCode;

@@ -9,47 +9,35 @@ import path from 'node:path';
 import { openPoint } from '../backup/open-point.ts';
 import type { ByteRange } from '../backup/ranges.ts';
 import type { SnapshotEvent } from '../blksnap/events.ts';
-import type { SnapshotImage } from '../blksnap/image.ts';
-import type { Snapshot } from '../blksnap/snapshot.ts';
 import { SnapshotSet } from '../blksnap/snapshot-set.ts';
 import { refuseSharedOrigin } from '../blksnap/origin-guard.ts';
 import type { Parameters } from '../blksnap/parameters.ts';
-import { READ_ONCE, ReadOnceImage } from '../blksnap/read-once-image.ts';
 import { Tracker } from '../blksnap/tracker.ts';
 import { BioPool } from '../block/bio.ts';
 import { Disk } from '../block/disk.ts';
 import type { BlockDevice } from '../block/device.ts';
 import { RangeDevice } from '../block/range-device.ts';
-import type { DeviceRange } from '../block/range-device.ts';
 import { openFileDevice } from '../block/file-device.ts';
 import { openDevice } from '../block/open.ts';
 import { OverlayDevice } from '../block/overlay-device.ts';
 import { Arena, NO_MEMORY } from '../io/arena.ts';
 import { completed } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
-import type { NbdExport } from '../nbd/export.ts';
 import { NbdServer } from '../nbd/server.ts';
+import type { HandedOver } from '../nbd/server.ts';
 import { assert } from '../util/assert.ts';
-import { BlksnapError, codeOfErrno, toBlksnapError } from '../util/errors.ts';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import type { DiskFilters } from './disk-filters.ts';
 import type { Claim } from './backings.ts';
 import { diskInfo, partitionInfo } from './disk-info.ts';
 import { wholeDisk } from './disk-names.ts';
-import { imageContexts } from './image-contexts.ts';
-import type { AttachedFilter, DiskInfo, IoCalls, IoHandlers, SnapshotInfo } from './io-protocol.ts';
+import { Exports } from './exports.ts';
+import type { AttachedFilter, DiskInfo, ExportChange, IoCalls, IoHandlers } from './io-protocol.ts';
+import { IoSnapshots } from './io-snapshots.ts';
 import { MappedDisks } from './mapped-disks.ts';
 import { PartitionDisks } from './partition-disks.ts';
 import type { PartitionDisk } from './partition-disks.ts';
-import { partitionGeneration, partitionHistory, partitionMap } from './partition-views.ts';
-
-/** An image as a snapshot's maker named it: of a disk, or of a partition. */
-interface ImageView {
-  readonly disk: string;
-  readonly exportName: string;
-  /** Of the whole disk. */
-  readonly image: SnapshotImage;
-  readonly range: DeviceRange | null;
-}
+import { partitionMap } from './partition-views.ts';
 
 /** A disk, and what must be closed after it. */
 interface Served {
@@ -65,6 +53,9 @@ export interface IoServiceOptions {
   readonly parameters: Parameters;
   readonly filters: DiskFilters;
   readonly onEvent: (event: SnapshotEvent) => void;
+  readonly onExportChange: (change: ExportChange) => void;
+  /** Hears of clients whose exports are on other threads. */
+  readonly onHandOver: (client: HandedOver) => void;
 }
 
 export class IoService {
@@ -75,12 +66,10 @@ export class IoService {
   readonly #copyMemory: Arena;
   readonly #copyMemoryAt: number;
   readonly #served = new Map<string, Served>();
-  readonly #exports = new Map<string, NbdExport>();
-  readonly #snapshots: SnapshotSet;
+  readonly #exports: Exports;
+  readonly #snapshots: IoSnapshots;
   readonly #partitions: PartitionDisks;
   readonly #mapped: MappedDisks;
-  /** By snapshot: what it was asked to show. */
-  readonly #views = new Map<string, readonly ImageView[]>();
   readonly #server: NbdServer;
 
   constructor(options: IoServiceOptions) {
@@ -89,11 +78,18 @@ export class IoService {
     this.#reactor = reactor;
     this.#filters = options.filters;
     this.#parameters = parameters;
+    this.#exports = new Exports(options.onExportChange);
     this.#copyMemoryAt = arena.allocate(parameters.copyMemoryBytes);
     assert(this.#copyMemoryAt !== NO_MEMORY, 'the arena has room for copy-on-write');
     const part = { at: this.#copyMemoryAt, length: parameters.copyMemoryBytes };
     this.#copyMemory = new Arena(arena.bytes.buffer, arena.address, part);
-    this.#snapshots = new SnapshotSet({ reactor, pool: this.#pool, parameters, onEvent });
+    this.#snapshots = new IoSnapshots({
+      set: new SnapshotSet({ reactor, pool: this.#pool, parameters, onEvent }),
+      pool: this.#pool,
+      exports: this.#exports,
+      drop: (exportName) => this.#drop(exportName),
+      origin: (name) => ({ name, tracker: this.#tracker(name), range: this.#partition(name)?.partition ?? null }),
+    });
     this.#partitions = new PartitionDisks({
       reactor,
       pool: this.#pool,
@@ -107,7 +103,7 @@ export class IoService {
       find: (name) => ({ disk: this.#disk(name), offset: this.#partition(name)?.partition.offset ?? 0 }),
       servedAs: (file) => [...this.#served].find(([, { tracker }]) => tracker.originPath === file)?.[0],
       tracker: (name) => this.#tracker(name),
-      heldOf: (name) => this.#heldOf(name),
+      heldOf: (name) => this.#snapshots.heldOf(name),
       serve: async (name, device) => {
         const closeBase = (): Promise<void> => this.#mapped.forget(name);
         await this.#serve(name, device, { cbtPath: null, originPath: null, description: 'mapped device', closeBase });
@@ -115,11 +111,12 @@ export class IoService {
       withdraw: (name) => this.#close(name),
       protect: () => this.#protect(),
     });
-    const table = {
-      find: (name: string) => this.#exports.get(name),
-      list: () => this.#exports.values(),
-    };
-    this.#server = new NbdServer({ reactor, pool: this.#pool, exports: table });
+    this.#server = new NbdServer({
+      reactor,
+      pool: this.#pool,
+      exports: this.#exports,
+      handOver: options.onHandOver,
+    });
   }
 
   readonly handlers: IoHandlers = {
@@ -152,10 +149,17 @@ export class IoService {
     dmList: async () => this.#mapped.list(),
     cbtMap: async ({ name, offset, length }) => this.#cbtMap(name, offset, length),
     cbtMarkDirty: async ({ name, ranges }) => this.#tracker(name).markDirty(this.#onWhole(name, ranges)),
-    createSnapshot: (args) => this.#createSnapshot(args),
-    appendStorage: (args) => this.#appendStorage(args),
-    snapshots: async () => this.#snapshots.list().map((snapshot) => this.#snapshotInfo(snapshot)),
-    destroySnapshot: ({ id }) => this.#destroySnapshot(id),
+    createSnapshot: (args) => this.#snapshots.create(args),
+    planSnapshot: (args) => this.#snapshots.plan(args),
+    freezeSnapshot: ({ id }) => this.#snapshots.freeze(id),
+    switchSnapshot: async ({ id }) => this.#snapshots.switch(id),
+    finishSnapshot: async ({ id, createdAt }) => this.#snapshots.finish(id, createdAt),
+    abandonSnapshot: ({ id }) => this.#snapshots.abandon(id),
+    elsewhere: async (change) => this.#exports.hear(change),
+    takeOver: async (client) => this.#takeOver(client),
+    appendStorage: (args) => this.#snapshots.append(args),
+    snapshots: async () => this.#snapshots.list(),
+    destroySnapshot: ({ id }) => this.#snapshots.destroy(id),
     stop: () => this.#stop(),
   };
 
@@ -229,7 +233,7 @@ export class IoService {
 
   async #detach(name: string, force: boolean): Promise<void> {
     this.#get(name);
-    const held = this.#heldOf(name);
+    const held = this.#snapshots.heldOf(name);
     if (held.length > 0) {
       throw new BlksnapError(
         'EBUSY',
@@ -268,14 +272,6 @@ export class IoService {
     await served.closeBase();
   }
 
-  /** Ids of the held snapshots of a disk. */
-  #heldOf(name: string): string[] {
-    return this.#snapshots
-      .list()
-      .filter((snapshot) => snapshot.image(name) !== undefined)
-      .map(({ id }) => id);
-  }
-
   #claimOf(name: string): Claim {
     const { disk } = this.#get(name);
     const { offset, length } = this.#partition(name)?.partition ?? { offset: 0, length: disk.size };
@@ -307,7 +303,7 @@ export class IoService {
 
   /** Ends an export and the connections that use it. */
   async #drop(exportName: string): Promise<void> {
-    const served = this.#exports.get(exportName);
+    const served = this.#exports.find(exportName);
     if (served === undefined) return;
     this.#exports.delete(exportName);
     await this.#server.dropExport(served);
@@ -316,6 +312,12 @@ export class IoService {
   /** Of a partition, what its disk has. */
   #get(name: string): Served {
     const served = this.#served.get(wholeDisk(name));
+    if (served === undefined && this.#exports.isElsewhere(name)) {
+      throw new BlksnapError(
+        'EBUSY',
+        `Cannot use disk "${name}" here: it lives on another I/O thread than mapped devices; start the daemon with --io-threads 1 to map it`,
+      );
+    }
     if (served === undefined)
       throw new BlksnapError('ENODEV', `Disk "${name}" is not served; \`blksnap status\` tells why`);
     return served;
@@ -385,70 +387,15 @@ export class IoService {
     return ranges.map(({ offset, length }) => ({ offset: partition.offset + offset, length }));
   }
 
-  // --- snapshots ------------------------------------------------------------------------------
+  // --- clients of other threads ---------------------------------------------------------------
 
-  async #createSnapshot(args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
-    const wanted = args.disks.map((name) => ({
-      name,
-      tracker: this.#tracker(name),
-      range: this.#partition(name)?.partition ?? null,
-    }));
-    const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
-    const snapshot = await this.#snapshots.create([...new Set(wanted.map(({ tracker }) => tracker))], storage, args.id);
-    const views = wanted.map(({ name, tracker, range }) => {
-      const image = snapshot.images.find((one) => one.tracker === tracker)!;
-      return { disk: name, exportName: `${name}@${snapshot.id}`, image, range };
-    });
-    this.#views.set(snapshot.id, views);
-    for (const { disk, exportName, image, range } of views) {
-      const history = range === null ? image : partitionHistory(image, range);
-      this.#exports.set(exportName, {
-        name: exportName,
-        description: `disk ${disk} as of ${new Date(snapshot.createdAt).toISOString()}`,
-        device: range === null ? image : new RangeDevice(exportName, image, { ...range, pool: this.#pool }),
-        contexts: (query) => imageContexts(history, query),
-      });
-      const once = new ReadOnceImage(image, `${exportName}${READ_ONCE}`);
-      this.#exports.set(once.name, {
-        name: once.name,
-        description: `disk ${disk} as of ${new Date(snapshot.createdAt).toISOString()}, to be read once`,
-        device: range === null ? once : new RangeDevice(once.name, once, { ...range, pool: this.#pool }),
-        contexts: (query) => imageContexts(history, query),
-      });
+  #takeOver(client: HandedOver): void {
+    try {
+      void this.#server.takeOver(client);
+    } catch {
+      // No memory for one more client: as at an accept, it is sent away.
+      fs.closeSync(client.fd);
     }
-    return this.#snapshotInfo(snapshot);
-  }
-
-  async #appendStorage({ id, storagePath, limitBytes }: IoCalls['appendStorage']['args']): Promise<SnapshotInfo> {
-    if (storagePath !== null)
-      await this.#snapshots.append(id, { path: storagePath, limitBytes: limitBytes ?? Infinity });
-    else this.#snapshots.raiseLimit(id, limitBytes ?? Infinity);
-    return this.#snapshotInfo(this.#snapshots.get(id));
-  }
-
-  async #destroySnapshot(id: string): Promise<void> {
-    this.#snapshots.get(id);
-    for (const { exportName } of this.#views.get(id) ?? []) {
-      await this.#drop(exportName);
-      await this.#drop(`${exportName}${READ_ONCE}`);
-    }
-    this.#views.delete(id);
-    await this.#snapshots.destroy(id);
-  }
-
-  #snapshotInfo(snapshot: Snapshot): SnapshotInfo {
-    const { id, createdAt, heldMs, storage } = snapshot;
-    const images = (this.#views.get(id) ?? []).map(({ disk, exportName, image, range }) => ({
-      disk,
-      exportName,
-      size: range?.length ?? image.size,
-      generationId: range === null ? image.generationId : partitionGeneration(image.generationId, range),
-      changeNumber: image.changeNumber,
-      error: image.corrupted === 0 ? null : codeOfErrno(image.corrupted),
-    }));
-    const { path: storagePath, usedBytes } = storage;
-    const places = storage.pieces.map((piece) => ({ path: piece.path, limitBytes: finite(piece.limitBytes) }));
-    return { id, createdAt, heldMs, storagePath, places, usedBytes, limitBytes: finite(storage.limitBytes), images };
   }
 
   // --- end ------------------------------------------------------------------------------------
@@ -485,8 +432,4 @@ function openUnnamed(directory: string, size: number, reactor: Reactor): BlockDe
   } finally {
     fs.rmSync(file, { force: true });
   }
-}
-
-function finite(bytes: number): number | null {
-  return Number.isFinite(bytes) ? bytes : null;
 }

@@ -28,7 +28,12 @@ describe.each(['uring', 'portable'] as const)('the I/O thread on the %s driver',
     const deaths: Error[] = [];
     const io = await IoThread.start(
       { driver, parameters: DEFAULT_PARAMETERS, filterModules: [] },
-      { event: (event) => events.push(event), died: (cause) => deaths.push(cause) },
+      {
+        event: (event) => events.push(event),
+        died: (cause) => deaths.push(cause),
+        exportChange: () => {},
+        handOver: () => {},
+      },
     );
     return { io, events, deaths };
   }

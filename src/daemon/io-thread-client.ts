@@ -8,7 +8,8 @@ import { Worker } from 'node:worker_threads';
 import type { SnapshotEvent } from '../blksnap/events.ts';
 import { assert, unreachable } from '../util/assert.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
-import type { Call, IoCallName, IoCalls, IoThreadOptions, IoThreadReady, Report } from './io-protocol.ts';
+import type { HandedOver } from '../nbd/server.ts';
+import type { Call, ExportChange, IoCallName, IoCalls, IoThreadOptions, IoThreadReady, Report } from './io-protocol.ts';
 
 interface Pending {
   resolve(result: unknown): void;
@@ -17,6 +18,10 @@ interface Pending {
 
 export interface IoThreadListener {
   event(event: SnapshotEvent): void;
+  /** An export of the thread came or went. */
+  exportChange(change: ExportChange): void;
+  /** A client whose export is on another thread. */
+  handOver(client: HandedOver): void;
   /** The thread ended by itself: a bug, or memory ran out. */
   died(cause: BlksnapError): void;
 }
@@ -62,6 +67,9 @@ export class IoThread {
 
   call<Name extends IoCallName>(name: Name, args: IoCalls[Name]['args']): Promise<IoCalls[Name]['result']> {
     if (this.#ended !== null) return Promise.reject(this.#ended);
+    // A thread that ends closes its wake descriptor, and the number may then be another file's.
+    if (this.#stopping && name !== 'stop')
+      return Promise.reject(new BlksnapError('ESHUTDOWN', 'The I/O thread is ending'));
     const id = ++this.#lastId;
     const result = new Promise<unknown>((resolve, reject) => this.#pending.set(id, { resolve, reject }));
     this.#worker.postMessage({ id, name, args } satisfies Call);
@@ -89,6 +97,12 @@ export class IoThread {
         return;
       case 'event':
         this.#listener.event(report.event);
+        return;
+      case 'exportChange':
+        this.#listener.exportChange(report.change);
+        return;
+      case 'handOver':
+        this.#listener.handOver(report.client);
         return;
       case 'ready':
       case 'failed':

@@ -36,7 +36,14 @@ async function start(options: IoThreadOptions): Promise<void> {
   });
   const filters = await openFilters(filterModules, reactor);
   const onEvent = (event: SnapshotEvent): void => report({ kind: 'event', event });
-  const service = new IoService({ reactor, parameters: options.parameters, filters, onEvent });
+  const service = new IoService({
+    reactor,
+    parameters: options.parameters,
+    filters,
+    onEvent,
+    onExportChange: (change) => report({ kind: 'exportChange', change }),
+    onHandOver: (client) => report({ kind: 'handOver', client }),
+  });
   const notifier = reactor.onMessages(port, (message) => void answer(service.handlers, message as Call));
   stopped = async () => end(reactor, notifier);
   const driverReason = reactor.driver === 'uring' ? '' : options.driver === null ? choice.reason : 'asked for';

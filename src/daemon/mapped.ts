@@ -3,15 +3,13 @@
  *  Operations on one mapped device follow one another, but not those on its disk: a take waits for bios that a
  *  suspended device holds, and the resume must not wait for the take. */
 
-import path from 'node:path';
 import { BlksnapError } from '../util/errors.ts';
 import { checkName, wholeDisk } from './disk-names.ts';
 import type { Disks } from './disks.ts';
 import type { Host } from './host.ts';
 import type { IoCalls } from './io-protocol.ts';
+import { mappedStateFile } from './mapped-state.ts';
 import type { DiskView, MappedDevicesView, MappedView } from './views.ts';
-
-const STATE_NAME = 'mapped.json';
 
 export class Mapped {
   readonly #host: Host;
@@ -24,7 +22,7 @@ export class Mapped {
 
   /** Makes what is remembered. A device that cannot be made, or a disk whose redirected ranges cannot, is failed. */
   async restore(): Promise<void> {
-    const stateFile = path.join(this.#host.paths.state, STATE_NAME);
+    const stateFile = mappedStateFile(this.#host.paths);
     for (const { kind, name, error } of await this.#host.io.call('dmRestore', { stateFile })) {
       const failure = error === null ? null : new BlksnapError(error.code, error.message);
       if (kind === 'device') this.#disks.adopt(name, failure);

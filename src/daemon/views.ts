@@ -14,6 +14,7 @@ export interface StatusView {
   /** The reactor's driver, and why it is not `uring` where it is not. */
   driver: string;
   driverReason: string;
+  ioThreads: number;
   /** Where NBD clients connect, without an export name. */
   nbdUri: string;
   parameters: Parameters;

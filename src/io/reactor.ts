@@ -50,6 +50,9 @@ export interface Stream {
   /** Ends both directions and gives the descriptor back. Operations under way end with -ECANCELED
    *  or another error. Safe to call twice. */
   close(): void;
+  /** Gives a socket's descriptor up, open, for another reactor to adopt; the stream is as closed. No operation may
+   *  be under way and nothing queued. -1, and nothing happens, where the driver cannot: portable. */
+  release(): number;
 }
 
 export interface Listener {

@@ -31,5 +31,8 @@ export interface NbdExport {
  *  calls the server's `dropExport` next. */
 export interface ExportTable {
   find(name: string): NbdExport | undefined;
-  list(): Iterable<NbdExport>;
+  /** Also those that are elsewhere. */
+  list(): Iterable<Pick<NbdExport, 'name' | 'description'>>;
+  /** Whether another server of the process has it: its clients are handed over. */
+  isElsewhere?(name: string): boolean;
 }

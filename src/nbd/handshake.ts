@@ -61,9 +61,36 @@ export interface Session {
   readonly transmissionFlags: number;
 }
 
-/** Errors: EPROTO, or the stream's. */
-export function negotiate(wire: Wire, exports: ExportTable, arena: Arena): Promise<Session | null> {
-  return new Handshake(wire, exports, arena).run();
+/** Where a handshake is. Plain data: it goes on in another server, on another thread. */
+export interface HandshakeState {
+  readonly noZeroes: boolean;
+  readonly style: HeaderStyle;
+  /** The export that contexts were selected for, and their names. */
+  readonly contextsOf: string | null;
+  readonly contextNames: readonly string[];
+  /** Options so far. */
+  readonly options: number;
+}
+
+/** The client named an export that another server has. */
+export interface Departure {
+  readonly exportName: string;
+  readonly state: HandshakeState;
+  /** The option that named it, as it came: to be read again there. */
+  readonly option: Uint8Array;
+}
+
+/** Goes on from `state` when the handshake began in another server. Errors: EPROTO, or the stream's. */
+export function negotiate(
+  wire: Wire,
+  exports: ExportTable,
+  arena: Arena,
+  state: HandshakeState | null = null,
+): Promise<Session | Departure | null> {
+  const handshake = new Handshake(wire, exports, arena);
+  if (state === null) return handshake.run();
+  handshake.resume(state);
+  return handshake.options();
 }
 
 class Handshake {
@@ -75,6 +102,9 @@ class Handshake {
   /** The export that contexts were selected for, and which. */
   #contextsOf: NbdExport | undefined;
   #contexts: readonly SelectedContext[] = [];
+  /** The names of both, also where the export is elsewhere. */
+  #selection: Pick<HandshakeState, 'contextsOf' | 'contextNames'> = { contextsOf: null, contextNames: [] };
+  #options = 0;
 
   constructor(wire: Wire, exports: ExportTable, arena: Arena) {
     this.#wire = wire;
@@ -82,7 +112,16 @@ class Handshake {
     this.#arena = arena;
   }
 
-  async run(): Promise<Session | null> {
+  resume({ noZeroes, style, contextsOf, contextNames, options }: HandshakeState): void {
+    this.#noZeroes = noZeroes;
+    this.#style = style;
+    this.#options = options;
+    this.#selection = { contextsOf, contextNames };
+    const served = contextsOf === null ? undefined : this.#exports.find(contextsOf);
+    if (served !== undefined) this.#setContexts(served, selectContexts(served, contextNames));
+  }
+
+  async run(): Promise<Session | Departure | null> {
     const wire = this.#wire;
     await wire.put(
       new Message()
@@ -99,7 +138,12 @@ class Handshake {
       throw new BlksnapError('EPROTO', `The client set unknown handshake flags 0x${flags.toString(16)}`);
     }
     this.#noZeroes = (flags & FLAG_NO_ZEROES) !== 0;
-    for (let i = 0; i < OPTION_COUNT_LIMIT; i++) {
+    return await this.options();
+  }
+
+  async options(): Promise<Session | Departure | null> {
+    const wire = this.#wire;
+    for (; this.#options < OPTION_COUNT_LIMIT; this.#options++) {
       if (!(await wire.need(16, true))) return null;
       const session = await this.#option();
       await wire.flush();
@@ -109,7 +153,7 @@ class Handshake {
   }
 
   /** One option; undefined when the next is to follow. */
-  async #option(): Promise<Session | null | undefined> {
+  async #option(): Promise<Session | Departure | null | undefined> {
     const wire = this.#wire;
     if (wire.u32() !== OPTION_MAGIC[0] || wire.u32() !== OPTION_MAGIC[1]) {
       throw new BlksnapError('EPROTO', 'The client sent no option where one was due: wrong magic number');
@@ -131,11 +175,21 @@ class Handshake {
     await wire.need(length);
     const data = wire.bytes(length);
     try {
-      return await this.#answer(option, data);
+      return this.#departure(option, data) ?? (await this.#answer(option, data));
     } catch (cause) {
       if (!(cause instanceof InvalidOption) || option === OPT_EXPORT_NAME) throw cause;
       return this.#refuse(option, REP_ERR_INVALID, cause.message);
     }
+  }
+
+  /** Null unless the option names an export that is elsewhere. */
+  #departure(option: number, data: Uint8Array): Departure | null {
+    const exportName = exportNamed(option, data);
+    if (exportName === null || this.#exports.find(exportName) !== undefined) return null;
+    if (this.#exports.isElsewhere?.(exportName) !== true) return null;
+    const message = new Message().u32(OPTION_MAGIC[0]).u32(OPTION_MAGIC[1]).u32(option).u32(data.length).raw(data);
+    const state = { noZeroes: this.#noZeroes, style: this.#style, options: this.#options, ...this.#selection };
+    return { exportName, state, option: message.bytes };
   }
 
   async #answer(option: number, data: Uint8Array): Promise<Session | null | undefined> {
@@ -252,12 +306,29 @@ class Handshake {
   #setContexts(served: NbdExport | undefined, contexts: readonly SelectedContext[]): void {
     this.#contextsOf = served;
     this.#contexts = contexts;
+    this.#selection = { contextsOf: served?.name ?? null, contextNames: contexts.map(({ context }) => context.name) };
   }
 
   #session(served: NbdExport): Session {
     const contexts = this.#contextsOf === served && this.#style !== 'simple' ? this.#contexts : [];
     const flags = transmissionFlags(served.device, this.#style, contexts.length > 0);
     return { served, style: this.#style, contexts, transmissionFlags: flags };
+  }
+}
+
+/** The export that an option is about; null where it is about none. Errors: InvalidOption. */
+function exportNamed(option: number, data: Uint8Array): string | null {
+  switch (option) {
+    case OPT_EXPORT_NAME:
+      return decodeText(data, 'the export name');
+    case OPT_INFO:
+    case OPT_GO:
+      return decodeInfoQuery(data).exportName;
+    case OPT_LIST_META_CONTEXT:
+    case OPT_SET_META_CONTEXT:
+      return decodeContextQuery(data).exportName;
+    default:
+      return null;
   }
 }
 

@@ -5,12 +5,13 @@
 
 import type { BioPool } from '../block/bio.ts';
 import type { Completion, Listener, ListenOptions, Reactor, SocketAddress, Stream } from '../io/reactor.ts';
+import { assert } from '../util/assert.ts';
 import { toBlksnapError } from '../util/errors.ts';
 import { Connection } from './connection.ts';
 import type { ConnectionHost } from './connection.ts';
 import type { ExportTable, NbdExport } from './export.ts';
 import { negotiate } from './handshake.ts';
-import type { Session } from './handshake.ts';
+import type { Departure, HandshakeState, Session } from './handshake.ts';
 import { connectionLimit } from './limits.ts';
 import { MemoryLine } from './memory-line.ts';
 import { Wire } from './wire.ts';
@@ -21,6 +22,15 @@ const STALL_LIMIT_MS = 10_000;
 /** How long `close` and `dropExport` wait for clients to take their last replies. */
 const GRACE_MS = 2_000;
 
+/** A client whose export another server has. Plain data, but for the descriptor: that is the taker's to close. */
+export interface HandedOver {
+  readonly fd: number;
+  readonly exportName: string;
+  readonly state: HandshakeState;
+  /** What was received and is still to be read. */
+  readonly received: Uint8Array;
+}
+
 export interface NbdServerOptions {
   readonly reactor: Reactor;
   readonly pool: BioPool;
@@ -29,6 +39,8 @@ export interface NbdServerOptions {
   readonly stallLimitMs?: number;
   /** Hears why a connection was refused or dropped. */
   readonly onDropped?: (reason: string) => void;
+  /** Takes clients to where their exports are, by `takeOver` there. Needed where the table knows of such. */
+  readonly handOver?: (client: HandedOver) => void;
 }
 
 export class NbdServer implements ConnectionHost {
@@ -39,6 +51,7 @@ export class NbdServer implements ConnectionHost {
   readonly #handshakeLimitMs: number;
   readonly #stallLimitMs: number;
   readonly #onDropped: (reason: string) => void;
+  readonly #handOver: ((client: HandedOver) => void) | undefined;
   readonly #connectionLimit: number;
   readonly #listeners = new Set<Listener>();
   /** In the handshake. */
@@ -55,6 +68,7 @@ export class NbdServer implements ConnectionHost {
     this.#handshakeLimitMs = options.handshakeLimitMs ?? HANDSHAKE_LIMIT_MS;
     this.#stallLimitMs = options.stallLimitMs ?? STALL_LIMIT_MS;
     this.#onDropped = options.onDropped ?? ((): void => {});
+    this.#handOver = options.handOver;
     this.#connectionLimit = connectionLimit(options.reactor.arena);
     this.line = new MemoryLine(options.reactor, this.#stallLimitMs, () => this.#dropStalling());
   }
@@ -81,33 +95,50 @@ export class NbdServer implements ConnectionHost {
 
   /** Serves one client on a stream that is the server's from here on. Resolves when the connection
    *  has ended and everything lent for it is given back. Never rejects. */
-  serve(stream: Stream): Promise<void> {
-    const served = this.#serve(stream).finally(() => this.#serving.delete(served));
+  serve(stream: Stream, client: HandedOver | null = null): Promise<void> {
+    const served = this.#serve(stream, client).finally(() => this.#serving.delete(served));
     this.#serving.add(served);
     return served;
   }
 
-  async #serve(stream: Stream): Promise<void> {
+  /** As serve, of a client that began its handshake in another server. Errors: ENOMEM; the descriptor is then still open. */
+  takeOver(client: HandedOver): Promise<void> {
+    return this.serve(this.reactor.adopt(client.fd, client.fd), client);
+  }
+
+  async #serve(stream: Stream, client: HandedOver | null): Promise<void> {
     const refusal = this.#closed
       ? 'the server is closing'
       : this.#arriving.size + this.#connections.size >= this.#connectionLimit
         ? `more than ${this.#connectionLimit} connections`
         : undefined;
-    const wire = refusal === undefined ? Wire.open(this.reactor.arena, stream) : null;
+    const wire = refusal === undefined ? Wire.open(this.reactor.arena, stream, client?.received) : null;
     if (wire === null) {
       this.#refuse(stream, refusal ?? 'no memory for one more handshake');
       return;
     }
     this.#arriving.add(wire);
-    const session = await this.#shakeHands(wire);
+    const agreed = await this.#shakeHands(wire, client?.state ?? null);
     this.#arriving.delete(wire);
-    const connection = session === null ? null : this.#connect(stream, session, wire.received);
+    if (agreed !== null && 'option' in agreed) {
+      this.#depart(stream, agreed, wire.received);
+      wire.release();
+      return;
+    }
+    const connection = agreed === null ? null : this.#connect(stream, agreed, wire.received);
     wire.release();
     if (connection === null) stream.close();
     else await this.#transmit(connection);
   }
 
-  async #shakeHands(wire: Wire): Promise<Session | null> {
+  #depart(stream: Stream, { exportName, state, option }: Departure, received: Uint8Array): void {
+    assert(this.#handOver !== undefined, 'who knows of other servers can hand over');
+    const fd = stream.release();
+    assert(fd >= 0, 'the driver can give a descriptor up');
+    this.#handOver({ fd, exportName, state, received: new Uint8Array(Buffer.concat([option, received])) });
+  }
+
+  async #shakeHands(wire: Wire, state: HandshakeState | null): Promise<Session | Departure | null> {
     let timedOut = false;
     const timeout: Completion = {
       complete: () => {
@@ -117,9 +148,9 @@ export class NbdServer implements ConnectionHost {
     };
     const timer = this.reactor.timer(this.#handshakeLimitMs, timeout);
     try {
-      const session = await negotiate(wire, this.#exports, this.reactor.arena);
+      const agreed = await negotiate(wire, this.#exports, this.reactor.arena, state);
       wire.checkOpen();
-      return session;
+      return agreed;
     } catch (cause) {
       this.#onDropped(
         timedOut ? `no end of the handshake in ${this.#handshakeLimitMs} ms` : toBlksnapError(cause).message,

@@ -22,22 +22,25 @@ export class Wire {
   #end = 0;
   #put = 0;
   #closed = false;
+  /** Came on another thread, before the stream did; read first. */
+  #early: Uint8Array;
 
   /** Null when the arena has no room for one more handshake. */
-  static open(arena: Arena, stream: Stream): Wire | null {
+  static open(arena: Arena, stream: Stream, early: Uint8Array = new Uint8Array(0)): Wire | null {
     const input = arena.allocate(WIRE_LIMIT);
     if (input === NO_MEMORY) return null;
     const output = arena.allocate(WIRE_LIMIT);
-    if (output !== NO_MEMORY) return new Wire(arena, stream, input, output);
+    if (output !== NO_MEMORY) return new Wire(arena, stream, input, output, early);
     arena.release(input);
     return null;
   }
 
-  private constructor(arena: Arena, stream: Stream, input: number, output: number) {
+  private constructor(arena: Arena, stream: Stream, input: number, output: number, early: Uint8Array) {
     this.#arena = arena;
     this.#stream = stream;
     this.#in = input;
     this.#out = output;
+    this.#early = early;
   }
 
   /** Closes the stream, at any time; whoever waits or comes later gets ECANCELED. */
@@ -59,7 +62,8 @@ export class Wire {
 
   /** The bytes that came after what was read; valid until `release`. */
   get received(): Uint8Array {
-    return this.#arena.bytes.subarray(this.#in + this.#start, this.#in + this.#end);
+    const here = this.#arena.bytes.subarray(this.#in + this.#start, this.#in + this.#end);
+    return this.#early.length === 0 ? here : Buffer.concat([here, this.#early]);
   }
 
   /** Waits until `length` bytes can be read; false when the peer closed the stream at a message's
@@ -73,6 +77,7 @@ export class Wire {
     }
     while (this.#end - this.#start < length) {
       this.checkOpen();
+      if (this.#takeEarly()) continue;
       const result = await completed((c) => this.#stream.receive(this.#in + this.#end, WIRE_LIMIT - this.#end, c));
       if (result === 0 && first && this.#end === this.#start) return false;
       if (result === 0)
@@ -81,6 +86,14 @@ export class Wire {
       this.#end += result;
     }
     return true;
+  }
+
+  #takeEarly(): boolean {
+    const part = this.#early.subarray(0, WIRE_LIMIT - this.#end);
+    this.#arena.bytes.set(part, this.#in + this.#end);
+    this.#end += part.length;
+    this.#early = this.#early.subarray(part.length);
+    return part.length > 0;
   }
 
   /** Reads and forgets. */

@@ -61,6 +61,24 @@ export function streamContract(open: OpenReactor): void {
       expect(Buffer.from(bytes(a, 4)).toString()).toBe('hell');
     });
 
+    it('gives its descriptor to whoever adopts it, or says that it cannot', async () => {
+      const { reactor, memory, bytes, run } = bench();
+      const [client, server] = await pair(kind);
+      const [a, b] = [memory(4096), memory(4096)];
+      bytes(a, 5).set(Buffer.from('hello'));
+      await send(client, a, 5);
+      expect(await run((c) => server.receive(b, 2, c))).toBe(2);
+      const fd = server.release();
+      expect(fd >= 0).toBe(reactor.driver === 'uring');
+      if (fd >= 0) server.close(); // The descriptor is no longer its own.
+      const adopted = fd < 0 ? server : reactor.adopt(fd, fd);
+      opened.push(adopted);
+      expect(await run((c) => adopted.receiveAll(b + 2, 3, c))).toBe(3);
+      expect(Buffer.from(bytes(b, 5)).toString()).toBe('hello');
+      expect(await send(adopted, b, 5)).toBe(5);
+      expect(await run((c) => client.receiveAll(a, 5, c))).toBe(5);
+    });
+
     it('receiveAll waits for all, and gives 0 when the stream ends first', async () => {
       const { memory, bytes, run } = bench();
       const [client, server] = await pair(kind);

@@ -171,4 +171,9 @@ class SimStream implements Stream {
     this.#in.onRoom();
     this.#out.onData();
   }
+
+  /** There is no other reactor to adopt it. */
+  release(): number {
+    return -1;
+  }
 }

@@ -12,6 +12,7 @@ import type { CommonOptions } from '../command.ts';
 interface DaemonOptions extends CommonOptions {
   readonly nbd: string;
   readonly io?: DriverName;
+  readonly ioThreads: number;
   readonly logLevel: 'info';
   readonly filterModule?: readonly string[];
   readonly trackingBlockMinShift?: number;
@@ -39,6 +40,7 @@ export function addDaemonCommand(program: Command): void {
     .addOption(
       new Option('--io <driver>', 'the I/O driver (default: the best that works)').choices(['uring', 'portable']),
     )
+    .option('--io-threads <n>', 'threads that disks are spread over, 1 to 16', Number, 1)
     .addOption(
       new Option('--log-level <level>', 'what to log, to standard error')
         .choices(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'])
@@ -73,6 +75,7 @@ async function run(disks: string[], options: DaemonOptions): Promise<void> {
     dir: options.dir,
     nbd,
     driver: options.io ?? null,
+    ioThreads: options.ioThreads,
     parameters,
     filterModules: options.filterModule ?? [],
     disks,

@@ -181,6 +181,7 @@ function statusFields(state: StatusView): Array<[string, string]> {
     ['state in', state.stateDirectory],
     ['NBD', state.nbdUri],
     ['I/O driver', driver],
+    ['I/O threads', String(state.ioThreads)],
     ['disks', `${state.disks}${failed}`],
     ['snapshots', String(state.snapshots)],
     ...copyFields(state.copies),

@@ -146,4 +146,9 @@ export class PortableStream implements Stream {
     this.#writable.destroy();
     process.nextTick(this.#fill);
   }
+
+  /** Node closes what it has opened, and may have read ahead. */
+  release(): number {
+    return -1;
+  }
 }

@@ -243,6 +243,14 @@ export class UringStream implements Stream {
     this.#closeWhenIdle();
   }
 
+  release(): number {
+    assert(this.#isSocket && !this.#closed, 'an open socket');
+    assert(this.#receiving.user === null && this.#sending.user === null && this.#queued === 0, 'an idle stream');
+    this.#closed = true;
+    this.#host.streamClosed(this, this.#listsAt);
+    return this.#readFd;
+  }
+
   /** The descriptor goes only when the kernel is done with it, so that its number cannot be reused under an operation. */
   #closeWhenIdle(): void {
     if (this.#receiving.user !== null || this.#sending.user !== null) return;

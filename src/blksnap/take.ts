@@ -1,0 +1,65 @@
+/** A take in its steps: planned (storage open, all memory there), frozen, switched, thawed. `SnapshotSet.create` goes
+ *  through them at once; a take over several I/O threads goes through each step on all of them before the next. */
+
+import { BlksnapError } from '../util/errors.ts';
+import type { DiffArea } from './diff-area.ts';
+import type { DiffStorage } from './diff-storage.ts';
+import type { Tracker } from './tracker.ts';
+
+export interface PlannedDisk {
+  readonly tracker: Tracker;
+  readonly area: DiffArea;
+}
+
+export class Take {
+  readonly id: string;
+  readonly storage: DiffStorage;
+  readonly disks: readonly PlannedDisk[];
+  readonly trackers: readonly Tracker[];
+  #frozen = false;
+  #switched = false;
+
+  constructor(id: string, storage: DiffStorage, disks: readonly PlannedDisk[], trackers: readonly Tracker[]) {
+    this.id = id;
+    this.storage = storage;
+    this.disks = disks;
+    this.trackers = trackers;
+  }
+
+  get switched(): boolean {
+    return this.#switched;
+  }
+
+  /** Holds new bios; resolves when none is on its way to any of the disks. Needs its thaw, also when it was not awaited. */
+  async freeze(): Promise<void> {
+    this.#frozen = true;
+    await Promise.all(this.disks.map(({ tracker }) => tracker.disk.freeze()));
+  }
+
+  /** All disks are frozen: the instant that the images show. Errors, and then nothing is switched: ENODEV, EBUSY for a
+   *  disk that has changed since the plan. */
+  switch(): void {
+    for (const { tracker, area } of this.disks) refuseChanged(tracker, area);
+    this.#switched = true;
+    for (const { tracker, area } of this.disks) {
+      area.freeze(tracker.cbt);
+      tracker.cow.add(area);
+    }
+  }
+
+  /** Safe to call twice. */
+  thaw(): void {
+    if (!this.#frozen) return;
+    this.#frozen = false;
+    for (const { tracker } of this.disks) tracker.disk.thaw();
+  }
+}
+
+/** Before the freeze a disk may have been detached (ENODEV) or got another size (EBUSY). */
+function refuseChanged({ disk }: Tracker, area: DiffArea): void {
+  if (disk.size === area.size) return;
+  throw new BlksnapError(
+    'EBUSY',
+    `Cannot take a snapshot of disk "${disk.name}": its size has just changed from ${area.size} to ${disk.size} bytes; try again`,
+  );
+}

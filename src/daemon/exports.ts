@@ -1,0 +1,51 @@
+/** What an I/O thread's NBD server offers: the exports on this thread, and the names of those on others. */
+
+import type { ExportTable, NbdExport } from '../nbd/export.ts';
+import type { ExportChange } from './io-protocol.ts';
+
+export class Exports implements ExportTable {
+  readonly #onChange: (change: ExportChange) => void;
+  readonly #here = new Map<string, NbdExport>();
+  /** Descriptions of those on other threads. */
+  readonly #elsewhere = new Map<string, string>();
+
+  /** `onChange` hears what comes and goes here. */
+  constructor(onChange: (change: ExportChange) => void) {
+    this.#onChange = onChange;
+  }
+
+  find(name: string): NbdExport | undefined {
+    return this.#here.get(name);
+  }
+
+  list(): Iterable<Pick<NbdExport, 'name' | 'description'>> {
+    return [...this.#here.values(), ...[...this.#elsewhere].map(([name, description]) => ({ name, description }))];
+  }
+
+  isElsewhere(name: string): boolean {
+    return this.#elsewhere.has(name);
+  }
+
+  set(name: string, offered: NbdExport): void {
+    this.#here.set(name, offered);
+    this.#onChange({ name, description: offered.description });
+  }
+
+  delete(name: string): void {
+    if (this.#here.delete(name)) this.#onChange({ name, description: null });
+  }
+
+  /** Hears of a change on another thread. */
+  hear({ name, description }: ExportChange): void {
+    if (description === null) this.#elsewhere.delete(name);
+    else this.#elsewhere.set(name, description);
+  }
+
+  clear(): void {
+    for (const name of this.#here.keys()) this.delete(name);
+  }
+
+  [Symbol.iterator](): Iterator<[string, NbdExport]> {
+    return this.#here.entries();
+  }
+}

@@ -1,0 +1,188 @@
+/** The snapshots of an I/O thread as calls ask for them: of disks and partitions by name, their images offered. */
+
+import { READ_ONCE, ReadOnceImage } from '../blksnap/read-once-image.ts';
+import type { SnapshotImage } from '../blksnap/image.ts';
+import type { SnapshotSet } from '../blksnap/snapshot-set.ts';
+import type { Snapshot } from '../blksnap/snapshot.ts';
+import type { Take } from '../blksnap/take.ts';
+import type { Tracker } from '../blksnap/tracker.ts';
+import type { BioPool } from '../block/bio.ts';
+import { RangeDevice } from '../block/range-device.ts';
+import type { DeviceRange } from '../block/range-device.ts';
+import { BlksnapError, codeOfErrno } from '../util/errors.ts';
+import type { Exports } from './exports.ts';
+import { imageContexts } from './image-contexts.ts';
+import type { IoCalls, SnapshotInfo } from './io-protocol.ts';
+import { partitionGeneration, partitionHistory } from './partition-views.ts';
+
+/** An image as a snapshot's maker named it: of a disk, or of a partition. */
+interface ImageView {
+  readonly disk: string;
+  readonly exportName: string;
+  /** Of the whole disk. */
+  readonly image: SnapshotImage;
+  readonly range: DeviceRange | null;
+}
+
+/** What a snapshot is asked to show: a disk, or a partition. */
+export interface WantedOrigin {
+  readonly name: string;
+  readonly tracker: Tracker;
+  readonly range: DeviceRange | null;
+}
+
+/** A take over several threads, between its steps. */
+interface PlannedTake {
+  readonly take: Take;
+  readonly origins: readonly WantedOrigin[];
+}
+
+export interface IoSnapshotsOptions {
+  readonly set: SnapshotSet;
+  readonly pool: BioPool;
+  readonly exports: Exports;
+  /** Ends an export and its connections. */
+  readonly drop: (exportName: string) => Promise<void>;
+  /** Errors: ENODEV, ENOENT. */
+  readonly origin: (name: string) => WantedOrigin;
+}
+
+export class IoSnapshots {
+  readonly #o: IoSnapshotsOptions;
+  /** By snapshot: what it was asked to show. */
+  readonly #views = new Map<string, readonly ImageView[]>();
+  readonly #takes = new Map<string, PlannedTake>();
+
+  constructor(options: IoSnapshotsOptions) {
+    this.#o = options;
+  }
+
+  list(): SnapshotInfo[] {
+    return this.#o.set.list().map((snapshot) => this.#snapshotInfo(snapshot));
+  }
+
+  /** Ids of the held snapshots of a disk. */
+  heldOf(disk: string): string[] {
+    return this.#o.set
+      .list()
+      .filter((snapshot) => snapshot.image(disk) !== undefined)
+      .map(({ id }) => id);
+  }
+
+  async create(args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
+    const origins = this.#origins(args.disks);
+    const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
+    return this.#offerImages(origins, await this.#o.set.create(trackersOf(origins), storage, args.id));
+  }
+
+  #origins(disks: readonly string[]): WantedOrigin[] {
+    return disks.map((name) => this.#o.origin(name));
+  }
+
+  async plan({ id, others, ...args }: IoCalls['planSnapshot']['args']): Promise<void> {
+    const origins = this.#origins(args.disks);
+    const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
+    const take = await this.#o.set.plan(trackersOf(origins), storage, id, others);
+    this.#takes.set(id, { take, origins });
+  }
+
+  #planned(id: string): PlannedTake {
+    const planned = this.#takes.get(id);
+    if (planned === undefined) throw new BlksnapError('ESRCH', `No take "${id}" is under way`);
+    return planned;
+  }
+
+  freeze(id: string): Promise<void> {
+    return this.#planned(id).take.freeze();
+  }
+
+  switch(id: string): void {
+    this.#planned(id).take.switch();
+  }
+
+  finish(id: string, createdAt: number): SnapshotInfo {
+    const { take, origins } = this.#planned(id);
+    this.#takes.delete(id);
+    take.thaw();
+    // How long all threads together held writes, the control thread knows.
+    return this.#offerImages(origins, this.#o.set.finish(take, { createdAt, heldMs: 0 }));
+  }
+
+  async abandon(id: string): Promise<void> {
+    const planned = this.#takes.get(id);
+    if (planned === undefined) return;
+    this.#takes.delete(id);
+    await this.#o.set.abandon(planned.take);
+  }
+
+  #offerImages(origins: readonly WantedOrigin[], snapshot: Snapshot): SnapshotInfo {
+    const views = origins.map(({ name, tracker, range }) => {
+      const image = snapshot.images.find((one) => one.tracker === tracker)!;
+      return { disk: name, exportName: `${name}@${snapshot.id}`, image, range };
+    });
+    this.#views.set(snapshot.id, views);
+    for (const { disk, exportName, image, range } of views) {
+      const history = range === null ? image : partitionHistory(image, range);
+      this.#o.exports.set(exportName, {
+        name: exportName,
+        description: `disk ${disk} as of ${new Date(snapshot.createdAt).toISOString()}`,
+        device: range === null ? image : new RangeDevice(exportName, image, { ...range, pool: this.#o.pool }),
+        contexts: (query) => imageContexts(history, query),
+      });
+      const once = new ReadOnceImage(image, `${exportName}${READ_ONCE}`);
+      this.#o.exports.set(once.name, {
+        name: once.name,
+        description: `disk ${disk} as of ${new Date(snapshot.createdAt).toISOString()}, to be read once`,
+        device: range === null ? once : new RangeDevice(once.name, once, { ...range, pool: this.#o.pool }),
+        contexts: (query) => imageContexts(history, query),
+      });
+    }
+    return this.#snapshotInfo(snapshot);
+  }
+
+  async append({ id, storagePath, limitBytes }: IoCalls['appendStorage']['args']): Promise<SnapshotInfo> {
+    if (storagePath !== null) await this.#o.set.append(id, { path: storagePath, limitBytes: limitBytes ?? Infinity });
+    else this.#o.set.raiseLimit(id, limitBytes ?? Infinity);
+    return this.#snapshotInfo(this.#o.set.get(id));
+  }
+
+  async destroy(id: string): Promise<void> {
+    this.#o.set.get(id);
+    for (const { exportName } of this.#views.get(id) ?? []) {
+      await this.#o.drop(exportName);
+      await this.#o.drop(`${exportName}${READ_ONCE}`);
+    }
+    this.#views.delete(id);
+    await this.#o.set.destroy(id);
+  }
+
+  #snapshotInfo(snapshot: Snapshot): SnapshotInfo {
+    const { id, createdAt, heldMs, storage } = snapshot;
+    const images = (this.#views.get(id) ?? []).map(({ disk, exportName, image, range }) => ({
+      disk,
+      exportName,
+      size: range?.length ?? image.size,
+      generationId: range === null ? image.generationId : partitionGeneration(image.generationId, range),
+      changeNumber: image.changeNumber,
+      error: image.corrupted === 0 ? null : codeOfErrno(image.corrupted),
+    }));
+    const { path: storagePath, usedBytes } = storage;
+    const places = storage.pieces.map((piece) => ({ path: piece.path, limitBytes: finite(piece.limitBytes) }));
+    return { id, createdAt, heldMs, storagePath, places, usedBytes, limitBytes: finite(storage.limitBytes), images };
+  }
+
+  /** Ends all, also takes that are under way. */
+  async close(): Promise<void> {
+    for (const id of this.#takes.keys()) await this.abandon(id);
+    await this.#o.set.close();
+  }
+}
+
+/** Two partitions of one disk have one. */
+function trackersOf(origins: readonly WantedOrigin[]): Tracker[] {
+  return [...new Set(origins.map(({ tracker }) => tracker))];
+}
+
+function finite(bytes: number): number | null {
+  return Number.isFinite(bytes) ? bytes : null;
+}
