@@ -37,9 +37,9 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: COW,
-    text: '        this.#wait(bio, run);\n        chunk = (run.first',
-    replacement: '        chunk = (run.first',
-    why: 'a second write does not wait for the read under way',
+    text: 'if (area.active && area.size > size && this.#readsOrigin(index, size))',
+    replacement: 'if (area.active && area.size < size && this.#readsOrigin(index, size))',
+    why: 'an image lives on when a part of its origin that it reads is cut off',
   },
   {
     file: COW,
@@ -48,10 +48,10 @@ export const MUTATIONS: readonly Mutation[] = [
     why: 'a copy counts as stored before it is',
   },
   {
-    file: COW,
-    text: '    this.#store(run);\n    this.#letGo(run);',
-    replacement: '    this.#store(run);',
-    why: 'writes wait for the store, and not for the read alone',
+    file: TRACKER,
+    text: '      this.#cbt!.mark(bio.offset, bio.length, this.#options.reactor.now());',
+    replacement: '      if (bio.op === 1) this.#cbt!.mark(bio.offset, bio.length, this.#options.reactor.now());',
+    why: 'discards and zeroing are not tracked',
   },
   {
     file: COW,
@@ -80,9 +80,9 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: COW,
-    text: 'if (status !== 0) this.break(area, status, false);',
-    replacement: '',
-    why: 'a copy that could not be read does not break the snapshot',
+    text: '    if (status !== 0 || !area.active) {',
+    replacement: '    if (!area.active) {',
+    why: 'a copy that could not be read is stored all the same',
   },
   {
     file: COW,

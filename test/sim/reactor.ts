@@ -5,7 +5,12 @@
  *  are under way together end in any order. What does not exist is real: time, data, sockets. */
 
 import { Arena } from '../../src/io/arena.ts';
-import { ALLOCATE_PUNCH_HOLE, ALLOCATE_RESERVE, ALLOCATE_ZERO_RANGE } from '../../src/io/reactor.ts';
+import {
+  ALLOCATE_KEEP_SIZE,
+  ALLOCATE_PUNCH_HOLE,
+  ALLOCATE_RESERVE,
+  ALLOCATE_ZERO_RANGE,
+} from '../../src/io/reactor.ts';
 import type {
   AllocateMode,
   Completion,
@@ -214,7 +219,7 @@ export class SimReactor implements Reactor {
           return 0;
         case ALLOCATE_RESERVE:
           return file.reserve(offset, length) ? 0 : -ERRNO.ENOSPC;
-        default:
+        case ALLOCATE_KEEP_SIZE:
           return -ERRNO.EOPNOTSUPP;
       }
     };

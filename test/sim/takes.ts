@@ -73,7 +73,7 @@ export async function take(world: World, random: Prng): Promise<void> {
 }
 
 /** All of an image, without faults of the machine. Null when it is lost. */
-export async function readAll(world: World, image: SnapshotImage): Promise<Uint8Array | null> {
+async function readAll(world: World, image: SnapshotImage): Promise<Uint8Array | null> {
   const { reactor, pool } = world;
   const at = reactor.arena.allocate(image.size);
   if (at === NO_MEMORY) return null;

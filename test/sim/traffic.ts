@@ -116,7 +116,7 @@ export class Traffic {
   #drawChange(random: Prng, range: Range): Io {
     const op = random.chance(0.7) ? WRITE : random.chance(0.5) ? DISCARD : WRITE_ZEROES;
     const data = new Uint8Array(range.length);
-    if (op === WRITE && !random.chance(0.1)) random.fill(data);
+    if (op === WRITE && !random.chance(0.1)) random.fill(data.subarray(0));
     const flags = (random.chance(0.15) ? FUA : 0) | (op === WRITE_ZEROES && random.chance(0.5) ? NO_HOLE : 0);
     return { op, range, flags, data };
   }

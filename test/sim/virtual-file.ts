@@ -8,7 +8,7 @@ import { openSync } from 'node:fs';
 import type { HoleFinder } from '../../src/block/device.ts';
 import type { Prng } from '../../src/util/prng.ts';
 
-export const PAGE = 4096;
+const PAGE = 4096;
 const SECTOR = 512;
 
 interface Unsynced {
