@@ -17,7 +17,7 @@ const PIECE = 'src/blksnap/storage-piece.ts';
 const TABLE = 'src/blksnap/chunk-table.ts';
 const TRACKER = 'src/blksnap/tracker.ts';
 const CBT = 'src/blksnap/cbt-map.ts';
-const SET = 'src/blksnap/snapshot-set.ts';
+const TAKE = 'src/blksnap/take.ts';
 const DISK = 'src/block/disk.ts';
 const DEVICE = 'src/block/descriptor-device.ts';
 
@@ -98,9 +98,9 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: COW,
-    text: '    if (this.#starved.length > 0) this.#listen();',
+    text: '    this.#o.memory.whenFreed(this.#onFreed);',
     replacement: '',
-    why: 'writes that wait for memory are woken once only',
+    why: 'writes that wait for memory are not told when there is some',
   },
   {
     file: IMAGE,
@@ -176,16 +176,16 @@ export const MUTATIONS: readonly Mutation[] = [
     why: 'the frozen map is not the one of the take',
   },
   {
-    file: SET,
-    text: '    await Promise.all(disks.map((disk) => disk.freeze()));',
-    replacement: '    void Promise.all(disks.map((disk) => disk.freeze()));',
+    file: TAKE,
+    text: '    await Promise.all(this.disks.map(({ tracker }) => tracker.disk.freeze()));',
+    replacement: '    void Promise.all(this.disks.map(({ tracker }) => tracker.disk.freeze()));',
     why: 'a take does not wait for the writes under way',
   },
   {
-    file: SET,
-    text: '    for (const { tracker, area } of planned) {\n      area.freeze(tracker.cbt);',
+    file: TAKE,
+    text: '    for (const { tracker, area } of this.disks) {\n      area.freeze(tracker.cbt);',
     replacement:
-      '    for (const { tracker, area } of planned) {\n      tracker.disk.thaw();\n      void tracker.disk.freeze();\n      await null;\n      area.freeze(tracker.cbt);',
+      '    for (const { tracker, area } of this.disks) {\n      tracker.disk.thaw();\n      void tracker.disk.freeze();\n      area.freeze(tracker.cbt);',
     why: 'every disk is thawed for a moment before it is switched',
   },
   {
