@@ -81,7 +81,7 @@ export class DiskModel {
     if (!ok) return;
     this.#uncertain = this.#uncertain.filter((other) => other !== change);
     this.content.set(change.data, change.offset);
-    if (change.fua) this.#settle(change);
+    if (change.fua && !this.unreliable) this.#settle(change);
   }
 
   /** A flush that was begun then has succeeded. */

@@ -44,7 +44,7 @@ export function hunt(mutation: Mutation): Found {
       `${STEPS_PER_SEED}`,
       '--no-shorten',
     ];
-    const { stdout, status, error } = spawnSync(process.execPath, args, {
+    const { stdout, stderr, status, error } = spawnSync(process.execPath, args, {
       cwd: copy,
       encoding: 'utf8',
       timeout: LONGEST_MS,
@@ -52,8 +52,10 @@ export function hunt(mutation: Mutation): Found {
     if (error !== undefined) return { mutation, steps: STEPS_PER_SEED * SEEDS, how: 'it did not end' };
     const lines = stdout.trim().split('\n');
     const steps = /^(\d+) steps in/.exec(lines.at(-1) ?? '')?.[1];
-    const how = lines.find((line) => /: step -?\d+ \(/.test(line)) ?? 'the process ended';
-    return { mutation, steps: status === 0 ? null : Number(steps ?? 0), how };
+    const how = lines.find((line) => /: step -?\d+ \(/.test(line));
+    if (steps === undefined || (how === undefined && status !== 0))
+      throw new Error(`The simulator did not run: ${stderr}`);
+    return { mutation, steps: how === undefined ? null : Number(steps), how: how ?? '' };
   } finally {
     fs.rmSync(copy, { recursive: true });
   }

@@ -196,9 +196,9 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: STORAGE,
-    text: '(batch.count === MAX_SEGMENTS || batch.bytes >= FLUSH_BYTES || batch.position + batch.bytes / CHUNK !== position)',
-    replacement: '(batch.count === MAX_SEGMENTS || batch.bytes >= FLUSH_BYTES)',
-    why: 'stores that do not lie in a row are written as if they did',
+    text: 'const offset = (batch.position - base) * CHUNK;',
+    replacement: 'const offset = batch.position * CHUNK;',
+    why: 'what is stored in a second place lies elsewhere than where it is read',
   },
   {
     file: STORAGE,

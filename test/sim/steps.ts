@@ -3,7 +3,7 @@
 
 import type { Prng } from '../../src/util/prng.ts';
 import { check } from './check.ts';
-import { take } from './takes.ts';
+import { drawStorage, take } from './takes.ts';
 import { Traffic } from './traffic.ts';
 import { World } from './world.ts';
 import type { SimDisk } from './world.ts';
@@ -12,7 +12,18 @@ const CHUNK = 4096;
 const SECTOR = 512;
 const MOST_SNAPSHOTS = 4;
 
-export const STEPS = ['traffic', 'take', 'destroy', 'release', 'dirty', 'resize', 'kill', 'power', 'quiet'] as const;
+export const STEPS = [
+  'traffic',
+  'take',
+  'destroy',
+  'release',
+  'dirty',
+  'resize',
+  'kill',
+  'power',
+  'quiet',
+  'append',
+] as const;
 export type Step = (typeof STEPS)[number];
 const WEIGHTS: Record<Step, number> = {
   traffic: 40,
@@ -24,6 +35,7 @@ const WEIGHTS: Record<Step, number> = {
   kill: 3,
   power: 4,
   quiet: 6,
+  append: 6,
 };
 
 export function drawStep(random: Prng): Step {
@@ -61,6 +73,9 @@ export async function runStep(world: World, step: Step, random: Prng): Promise<W
       return await die(world, random, step === 'power');
     case 'quiet':
       await quiet(world);
+      break;
+    case 'append':
+      await append(world, random);
       break;
   }
   await check(world);
@@ -102,6 +117,17 @@ function destroy(world: World, flow: Traffic, random: Prng): void {
   const all = [...world.held.keys()];
   const snapshot = all[random.below(Math.max(1, all.length))];
   if (snapshot !== undefined) flow.run(world.destroy(snapshot));
+}
+
+/** The storage of a snapshot gets another place, with traffic before and after the first is full. */
+async function append(world: World, random: Prng): Promise<void> {
+  const snapshot = [...world.held.keys()][0];
+  const { storagePages } = world.machine.weather;
+  if (snapshot === undefined || storagePages === Infinity) return;
+  world.reactor.calm++;
+  await world.reactor.until(world.set.append(snapshot.id, drawStorage(world, random)));
+  world.reactor.calm--;
+  await traffic(world, random, 10 + random.below(20));
 }
 
 /** A reader is done with some of an image. */

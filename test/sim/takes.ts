@@ -7,6 +7,8 @@ import { NO_MEMORY } from '../../src/io/arena.ts';
 import { READ, runBio } from '../../src/block/bio.ts';
 import { KIB, MIB } from '../../src/util/units.ts';
 import type { Prng } from '../../src/util/prng.ts';
+import { CHUNK } from '../../src/blksnap/chunk-table.ts';
+import type { DiffStorageOptions } from '../../src/blksnap/diff-storage.ts';
 import type { SnapshotImage } from '../../src/blksnap/image.ts';
 import type { Change } from './disk-model.ts';
 import { overlaps } from './disk-model.ts';
@@ -21,12 +23,10 @@ interface Planned {
 }
 
 export async function take(world: World, random: Prng): Promise<void> {
-  const { disks, reactor, machine, set } = world;
+  const { disks, machine, set } = world;
   const chosen = disks.filter(() => random.chance(0.6));
   if (chosen.length === 0) chosen.push(disks[0]!);
   const { storagePages } = machine.weather;
-  const file = new VirtualFile({ name: 'storage', size: 0, capacityPages: storagePages });
-  const kind = random.chance(0.5) ? 'file' : 'memory';
   const beganAt = machine.tick();
   const planned = chosen.map((owner) => ({
     owner,
@@ -37,12 +37,7 @@ export async function take(world: World, random: Prng): Promise<void> {
   const snapshot = await set
     .create(
       chosen.map(({ tracker }) => tracker),
-      {
-        path: ':memory:',
-        limitBytes: storagePages === Infinity ? 64 * MIB : storagePages * 4096,
-        portionBytes: (64 + 64 * random.below(8)) * KIB,
-        place: { fd: reactor.openFile(file), owned: null, kind, sizeBytes: Infinity },
-      },
+      drawStorage(world, random),
     )
     .finally(() => heard.forEach((stop) => stop()))
     .catch((error: unknown) => {
@@ -50,7 +45,7 @@ export async function take(world: World, random: Prng): Promise<void> {
       throw error;
     });
   if (snapshot === null) return;
-  reactor.note(beganAt, snapshot.images.length);
+  world.reactor.note(beganAt, snapshot.images.length);
   const images: SimImage[] = [];
   const verdicts: Verdict[] = [];
   for (const [i, image] of snapshot.images.entries()) {
@@ -70,6 +65,23 @@ export async function take(world: World, random: Prng): Promise<void> {
   }
   expectOrder(verdicts);
   world.held.set(snapshot, images);
+}
+
+/** A place of its own, as large as the weather has it. */
+export function drawStorage({ reactor, machine }: World, random: Prng): DiffStorageOptions {
+  const { storagePages } = machine.weather;
+  const file = new VirtualFile({ name: 'storage', size: 0, capacityPages: storagePages });
+  return {
+    path: ':memory:',
+    limitBytes: storagePages === Infinity ? 64 * MIB : storagePages * CHUNK,
+    portionBytes: (64 + 64 * random.below(8)) * KIB,
+    place: {
+      fd: reactor.openFile(file),
+      owned: null,
+      kind: random.chance(0.5) ? 'file' : 'memory',
+      sizeBytes: Infinity,
+    },
+  };
 }
 
 /** All of an image, without faults of the machine. Null when it is lost. */
