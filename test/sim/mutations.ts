@@ -170,9 +170,8 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: AREA,
-    text: '    this.frozenMap.set(cbt.map);\n    this.blockSize = cbt.blockSize;\n    this.generationId = cbt.generationId;\n    this.changeNumber = cbt.changeNumber;\n    cbt.advance();',
-    replacement:
-      '    this.blockSize = cbt.blockSize;\n    this.generationId = cbt.generationId;\n    this.changeNumber = cbt.changeNumber;\n    cbt.advance();\n    this.frozenMap.fill(1);',
+    text: 'this.frozenMap.set(cbt.map);',
+    replacement: 'this.frozenMap.fill(1);',
     why: 'the frozen map is not the one of the take',
   },
   {
@@ -220,9 +219,8 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: DEVICE,
-    text: '    if (result > 0) bio.progress += result;\n    if (bio.progress === bio.length) bio.end(0);\n    else if (result > 0 || result === -ERRNO.EINTR) this.#transfer(bio);',
-    replacement:
-      '    if (result > 0) bio.progress += result;\n    if (bio.progress === bio.length || result > 0) bio.end(0);\n    else if (result === -ERRNO.EINTR) this.#transfer(bio);',
+    text: 'if (bio.progress === bio.length) bio.end(0);',
+    replacement: 'if (bio.progress === bio.length || result > 0) bio.end(0);',
     why: 'a short read or write counts as a whole one',
   },
   {
