@@ -186,7 +186,21 @@ test(
     await world.client.attach({ path: disk, name: 'vm' });
     const { id } = await world.client.createSnapshot({ disks: ['vm'] });
     const images = [`vm@${id}`, `vm@${id}+once`, id, 'vm/1'];
-    const odd = ['../x', 'a/b', 'vm/../vm', '', '.', '..', 'x'.repeat(300), '\u00fc', '\u202Evm', 'vm\0', 'vm\n', '-', '@'];
+    const odd = [
+      '../x',
+      'a/b',
+      'vm/../vm',
+      '',
+      '.',
+      '..',
+      'x'.repeat(300),
+      '\u00fc',
+      '\u202Evm',
+      'vm\0',
+      'vm\n',
+      '-',
+      '@',
+    ];
     const special = ['vm', 'other', '__proto__', 'constructor', 'blksnap', '0 8 zero', '0 8 linear vm 0'];
     const paths = [disk, inside, path.join(inside, 'text'), path.join(inside, 'none'), '/dev/null'];
     const names = [...images, ...odd, ...special, ...paths];
