@@ -11,7 +11,7 @@ import type { Mutation } from './mutations.ts';
 
 const ROOT = path.join(import.meta.dirname, '../..');
 const STEPS_PER_SEED = 60;
-const SEEDS = 60;
+const SEEDS = 80;
 /** A bug may also make a run turn for ever. */
 const LONGEST_MS = 60_000;
 

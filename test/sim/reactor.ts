@@ -387,6 +387,6 @@ function faultOf(
 }
 
 /** Comes after all microtasks: what promises do is over by then. */
-function macrotask(): Promise<void> {
+export function macrotask(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve));
 }

@@ -35,7 +35,7 @@ const WEIGHTS: Record<Step, number> = {
   kill: 3,
   power: 4,
   quiet: 6,
-  append: 6,
+  append: 8,
 };
 
 export function drawStep(random: Prng): Step {
@@ -121,7 +121,8 @@ function destroy(world: World, flow: Traffic, random: Prng): void {
 
 /** The storage of a snapshot gets another place, with traffic before and after the first is full. */
 async function append(world: World, random: Prng): Promise<void> {
-  const snapshot = [...world.held.keys()][0];
+  // The newest is the one that copies go to.
+  const snapshot = [...world.held.keys()].at(-1);
   const { storagePages } = world.machine.weather;
   if (snapshot === undefined || storagePages === Infinity) return;
   world.reactor.calm++;
@@ -200,7 +201,7 @@ async function die(world: World, random: Prng, power: boolean): Promise<World> {
   for (let turns = random.below(40); turns > 0; turns--) await world.reactor.turn();
   flow.abandon();
   const { reactor, machine } = world;
-  world.die(power);
+  await world.die(power);
   const next = await World.start(machine, reactor.random);
   next.reactor.traceHash = reactor.traceHash;
   await check(next);

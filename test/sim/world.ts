@@ -15,7 +15,7 @@ import { Tracker } from '../../src/blksnap/tracker.ts';
 import { KIB, MIB } from '../../src/util/units.ts';
 import type { Prng } from '../../src/util/prng.ts';
 import { DiskModel } from './disk-model.ts';
-import { SimReactor } from './reactor.ts';
+import { SimReactor, macrotask } from './reactor.ts';
 import { VirtualFile } from './virtual-file.ts';
 import type { Weather } from './weather.ts';
 
@@ -179,9 +179,11 @@ export class World {
   }
 
   /** The daemon is killed, or with `power` the machine stops. The files are then as the model may know them. */
-  die(power: boolean): void {
+  async die(power: boolean): Promise<void> {
     const { reactor } = this;
     reactor.die();
+    // What has heard of its end may still go on to its next wait, with the maps in its hands.
+    await macrotask();
     for (const { storage } of this.held.keys()) for (const piece of storage.pieces) piece.close();
     for (const { model, file, tracker } of this.disks) {
       // The kernel lets go of what a killed process had mapped; without a clean mark.
