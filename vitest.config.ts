@@ -10,6 +10,8 @@ export default defineConfig({
   resolve: { alias: { blksnap: new URL('./src/index.ts', import.meta.url).pathname } },
   test: {
     reporters: ['./test/skip-reporter.ts', 'default'],
+    // Vitest would leave one processor idle: half of a small machine.
+    maxWorkers: '100%',
     testTimeout: 30_000,
     hookTimeout: 30_000,
     coverage: { provider: 'v8', include: ['src/**/*.ts'], exclude: ['src/**/*.test.ts'] },
