@@ -170,9 +170,10 @@ export class DiffStorage {
     return piece;
   }
 
+  /** From the current piece backwards: those whose turn has not come have no base yet. */
   #pieceOf(position: number): StoragePiece {
     let piece = this.#current;
-    for (let i = this.#pieces.length - 1; position < piece.base; i--) piece = this.#pieces[i]!;
+    for (let i = this.#pieces.indexOf(piece); position < piece.base;) piece = this.#pieces[--i]!;
     return piece;
   }
 

@@ -289,3 +289,15 @@ test('a disk that is pulled out loses its image; the others of the snapshot go o
   expect((await core.read(snapshot.image('b')!, 0, MIB)).data.equals(Buffer.alloc(MIB, 'b '))).toBe(true);
   await core.close();
 });
+
+test('with places in reserve, saved chunks are read from the place they are in', async () => {
+  const core = await Core.open();
+  const { disk, tracker } = await core.disk('a', MIB);
+  const snapshot = await core.set.create([tracker], { path: ':memory:', limitBytes: 256 * KIB });
+  for (let i = 0; i < 2; i++) await core.set.append(snapshot.id, { path: ':memory:', limitBytes: 512 * KIB });
+  for (let offset = 0; offset < 512 * KIB; offset += 4 * KIB)
+    expect(await core.write(disk, offset, 4 * KIB, 7)).toBe(0);
+  expect(snapshot.images[0]!.corrupted).toBe(0);
+  expect((await core.read(snapshot.images[0]!, 0, MIB)).data.equals(Buffer.alloc(MIB, 'a '))).toBe(true);
+  await core.close();
+});

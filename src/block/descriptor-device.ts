@@ -193,7 +193,8 @@ export class DescriptorDevice implements BlockDevice {
   #synced(bio: Bio, result: number): void {
     if (result === -ERRNO.EINTR) return this.#sync(bio);
     if (result < 0) this.#lost = -result;
-    bio.end(result < 0 ? -result : 0);
+    // A sync that was under way when another failed may have found nothing left to write.
+    bio.end(this.#lost);
   }
 
   /** The end of a discard or writeZeroes. */

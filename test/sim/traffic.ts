@@ -176,10 +176,9 @@ export class Traffic {
     const { sync } = file.faults;
     const end = await this.#run(disk, { op: FLUSH, range: { offset: 0, length: 0 }, flags: 0, data: null });
     if (end?.status === 0) {
-      // One that was under way when another sync failed tells nothing, and may not be believed.
-      if (model.unreliableSince < startedAt)
+      if (model.unreliable)
         throw failure(`a flush of ${model.name} after a failed sync succeeded`, { offset: 0, length: 0 }, 0);
-      if (!model.unreliable) model.flushed(startedAt);
+      model.flushed(startedAt);
     } else if (file.faults.sync > sync)
       model.unreliableSince = Math.min(model.unreliableSince, this.#world.machine.tick());
     else if (!model.unreliable)
