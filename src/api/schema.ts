@@ -229,17 +229,19 @@ const storage = text.refine(
   'want an absolute path or :memory:',
 );
 
+/** What is too little, the storage says. */
+const storageLimit = z
+  .int()
+  .nonnegative()
+  .max(8192 * TIB);
+
 export const snapshotRequest = z
   .strictObject({
     disks: z.array(text).min(1, 'name at least one disk').max(1024),
     storage: storage.optional().openapi({
       description: 'Where saved chunks go: a directory, a new file, an unused block device, or :memory:',
     }),
-    limitBytes: z
-      .int()
-      .positive()
-      .max(8192 * TIB)
-      .optional(),
+    limitBytes: storageLimit.optional(),
     leaseMs: z
       .int()
       .min(1000)
@@ -260,12 +262,7 @@ export const snapshotRequest = z
 export const storageRequest = z
   .strictObject({
     storage: storage.optional().openapi({ description: 'Another place; without it the limit is raised' }),
-    limitBytes: z
-      .int()
-      .positive()
-      .max(8192 * TIB)
-      .optional()
-      .openapi({ description: 'Of that place, or without one the new limit in all' }),
+    limitBytes: storageLimit.optional().openapi({ description: 'Of that place, or without one the new limit in all' }),
   })
   .openapi('StorageRequest');
 

@@ -110,6 +110,25 @@ test('a chunk is copied once, however often it is written', async () => {
   await core.close();
 });
 
+test('a discard that waits for memory many times looks at each of its chunks a few times', async () => {
+  const core = await Core.open({ copyMemoryBytes: 256 * KIB });
+  const { disk, tracker } = await core.disk('a', SIZE);
+  const [image] = (await core.set.create([tracker], MEMORY)).images;
+  const { table } = image!.area;
+  const get = table.get.bind(table);
+  let looks = 0;
+  table.get = (chunk) => {
+    looks++;
+    return get(chunk);
+  };
+  expect(await runBio(core.pool, disk, { op: DISCARD, offset: 0, length: SIZE })).toBe(0);
+  expect(tracker.cow.counters.memoryWaits).toBeGreaterThan(20);
+  expect(looks).toBeLessThan((8 * SIZE) / 4096);
+  table.get = get;
+  expect((await core.read(image!, 0, SIZE)).data.equals(Buffer.alloc(SIZE, 'a '))).toBe(true);
+  await core.close();
+});
+
 /** A disk that reads as nines, wherever its data is. */
 class Nines extends BlockFilter {
   readonly name = 'nines';

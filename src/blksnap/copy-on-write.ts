@@ -57,6 +57,8 @@ export class CopyOnWrite implements CowRunOwner {
   /** The newest area that takes copies, and its place in #areas. */
   #live: DiffArea | null = null;
   #liveIndex = -1;
+  /** One more whenever another area is live: what writes found to be safe in the one before says nothing then. */
+  #era = 0;
   readonly #spareRuns: CowRun[] = [];
   /** Writes that wait for copy memory. */
   readonly #starved = new BioQueue();
@@ -112,7 +114,9 @@ export class CopyOnWrite implements CowRunOwner {
 
   #findLive(): void {
     this.#liveIndex = this.#areas.findLastIndex((area) => area.active);
-    this.#live = this.#areas[this.#liveIndex] ?? null;
+    const live = this.#areas[this.#liveIndex] ?? null;
+    if (live !== this.#live) this.#era++;
+    this.#live = live;
   }
 
   /** The first area from `from` on that has saved the chunk, or null when the origin still has it. */
@@ -178,12 +182,12 @@ export class CopyOnWrite implements CowRunOwner {
   // --- the way of a write ---------------------------------------------------------------------
 
   /** Whether the write may pass now: the hot path of every write while a snapshot is held. */
-  passable(bio: Bio): boolean {
+  passable(bio: Bio, first: ChunkIndex = chunkOf(bio.offset)): boolean {
     const live = this.#live;
     if (live === null) return true;
     const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;
     const newest = this.#liveIndex === this.#areas.length - 1;
-    for (let chunk = chunkOf(bio.offset); chunk <= last;) {
+    for (let chunk = first; chunk <= last;) {
       if (isSaved(live.table.get(chunk))) chunk = live.table.after(chunk);
       else if (newest || this.lookUp(this.#liveIndex + 1, chunk) === null) return false;
       else chunk++;
@@ -195,16 +199,18 @@ export class CopyOnWrite implements CowRunOwner {
   hold(bio: Bio): void {
     this.counters.heldWrites++;
     bio.waiting = 0;
-    this.#protect(bio);
+    this.#protect(bio, chunkOf(bio.offset));
   }
 
-  /** Starts or joins the reads that the write needs, and holds it until they ended. */
-  #protect(bio: Bio): void {
+  /** Starts or joins the reads that the write needs from `first` on, and holds it until they ended. */
+  #protect(bio: Bio, first: ChunkIndex): void {
     const live = this.#live;
     assert(live !== null, 'a snapshot is held');
     bio.waiting++;
+    // A read that ends at once may break the live area: then it is the old era that counts.
+    bio.era = this.#era;
     const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;
-    let chunk = chunkOf(bio.offset);
+    let chunk = first;
     const holes = bio.op !== WRITE || last - chunk >= HOLES_FROM ? this.#o.holes() : null;
     /** Where the data that is known to begin before it ends. */
     let dataEnd = holes === null ? Infinity : chunk;
@@ -234,6 +240,7 @@ export class CopyOnWrite implements CowRunOwner {
         chunk = (chunk + count) as ChunkIndex;
       }
     }
+    bio.reached = chunk;
     this.#unwait(bio);
   }
 
@@ -258,12 +265,13 @@ export class CopyOnWrite implements CowRunOwner {
     run.waiters.push(bio);
   }
 
-  /** One thing less to wait for. After the last the state is looked at again, since the snapshot
-   *  may have broken, and another taken over, meanwhile. */
+  /** One thing less to wait for. After the last the write goes on where memory ran out; from its start when the
+   *  snapshot has broken, and another taken over, meanwhile. */
   #unwait(bio: Bio): void {
     if (--bio.waiting > 0) return;
-    if (this.passable(bio)) this.#o.above.below.submit(bio);
-    else this.#protect(bio);
+    const first = bio.era === this.#era ? (bio.reached as ChunkIndex) : chunkOf(bio.offset);
+    if (this.passable(bio, first)) this.#o.above.below.submit(bio);
+    else this.#protect(bio, first);
   }
 
   // --- copies ---------------------------------------------------------------------------------

@@ -202,15 +202,17 @@ export class DiffStorage {
     this.#listener.lowSpace(this);
   }
 
-  /** Gives space back to the file system. Best effort: a storage that cannot punch keeps it until it closes. */
+  /** Gives space back to the file system, and counts it as free once it is. Best effort: a storage that cannot punch
+   *  keeps it until it closes. */
   punch(position: number, count: number): void {
     const piece = this.#pieceOf(position);
-    this.#freed += count;
-    piece.freed(count);
     this.#writing++;
     this.#reactor.allocate(piece.fd, ALLOCATE_PUNCH_HOLE, (position - piece.base) * CHUNK, count * CHUNK, {
-      complete: () => {
+      complete: (result) => {
         this.#writing--;
+        if (result < 0) return;
+        this.#freed += count;
+        piece.freed(count);
       },
     });
   }

@@ -99,7 +99,7 @@ export class StoragePiece {
     return first;
   }
 
-  /** Chunks were given back: as many more may follow, where the place is not of a fixed size. */
+  /** The place has got chunks back: as many more may follow, where it is not of a fixed size. */
   freed(count: number): void {
     this.#freed += count;
     this.#full = false;

@@ -22,7 +22,8 @@ export interface StoragePlace {
 
 const { O_RDWR, O_CREAT, O_EXCL } = fs.constants;
 
-/** Errors: ENOENT, EACCES, EEXIST (a file with content), EBUSY (a device in use). */
+/** Errors: ENOENT, EACCES, EEXIST (a file with content), EINVAL (neither file, directory nor block device), EBUSY
+ *  (a device in use). */
 export function openStoragePlace(path: string, action: string): StoragePlace {
   if (path === MEMORY_STORAGE) {
     return { fd: memoryFile('blksnap-diff'), owned: null, kind: 'memory', sizeBytes: Infinity };
@@ -33,7 +34,10 @@ export function openStoragePlace(path: string, action: string): StoragePlace {
     if (stat?.isDirectory()) {
       return { fd: openUnnamed(path), owned: null, kind: onTmpfs(path) ? 'memory' : 'file', sizeBytes: Infinity };
     }
-    if (stat !== undefined && (!stat.isFile() || stat.size > 0)) {
+    if (stat?.isFile() === false) {
+      throw new BlksnapError('EINVAL', `${action}: want a directory, a new or empty file, or an unused block device`);
+    }
+    if (stat !== undefined && stat.size > 0) {
       throw new BlksnapError('EEXIST', `${action}: it has content; name a new file, an empty one, or a directory`);
     }
     const fd = fs.openSync(path, O_RDWR | (stat === undefined ? O_CREAT | O_EXCL : 0), 0o600);

@@ -67,6 +67,9 @@ export class Bio implements Completion {
   gate: BioGate | null = null;
   /** A filter's own while it holds the bio: how many events it waits for. */
   waiting = 0;
+  /** A filter's own while it holds the bio: what it has seen to, and in which of its states that counts. */
+  reached = 0;
+  era = 0;
   /** Link of a free list or a queue of held bios. */
   next: Bio | null = null;
 

@@ -59,6 +59,12 @@ describe('a mistake', () => {
     [['snapshot', 'create'], 2, /'name'; see `blksnap snapshot create --help`/],
     [['snapshot', 'create', 'vm', '--limit', 'much'], 2, /Cannot read size "much": want/],
     [['snapshot', 'create', 'vm', '--limit', '1'], 2, /limit 1 bytes, want at least 4096/],
+    [['snapshot', 'create', 'vm', '--limit', '0'], 2, /limit 0 bytes, want at least 4096/],
+    [
+      ['snapshot', 'create', 'vm', '--storage', '/dev/null'],
+      2,
+      /"\/dev\/null" as diff storage: want a directory, a new/,
+    ],
     [['snapshot', 'create', 'vm', 'vm'], 2, /"vm" twice/],
     [['snapshot', 'create', 'none'], 5, /No disk "none": there are vm/],
     [['snapshot', 'show', 'none'], 5, /`blksnap snapshot list`/],

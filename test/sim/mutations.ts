@@ -236,4 +236,10 @@ export const MUTATIONS: readonly Mutation[] = [
     replacement: '',
     why: 'a flush after a failed one succeeds',
   },
+  {
+    file: COW,
+    text: 'const first = bio.era === this.#era ? ',
+    replacement: 'const first = bio.era <= this.#era ? ',
+    why: 'a write that waited goes on in the middle when another snapshot has taken over',
+  },
 ];

@@ -177,8 +177,10 @@ async function verify(directory: string, options: DiskOptions): Promise<void> {
     const which = lost.map(({ disk, point }) => `${point} of ${disk}`).join(', ') || 'none';
     throw new BlksnapError('EBADMSG', `The backup is damaged: ${words}. Points that cannot be restored: ${which}`);
   }
-  if (!options.json)
-    printLine(`${report.points.length} restore points are good, ${formatSize(report.bytesRead)} checked`);
+  if (options.json) return;
+  const count = report.points.length;
+  const good = count === 1 ? '1 restore point is good' : `${count} restore points are good`;
+  printLine(`${good}, ${formatSize(report.bytesRead)} checked`);
 }
 
 async function prune(directory: string, options: PruneOptions): Promise<void> {
