@@ -10,8 +10,8 @@ import type { Past, SimDisk, SimImage, World } from './world.ts';
 const CHUNK = 4096;
 
 export async function check(world: World): Promise<void> {
-  const { reactor } = world;
-  reactor.calm++;
+  const { clock } = world.reactor;
+  clock.calm++;
   for (const owner of world.disks) {
     adoptDisk(owner);
     const { model, disk } = owner;
@@ -23,7 +23,7 @@ export async function check(world: World): Promise<void> {
     world.held.set(snapshot, kept);
   }
   for (const owner of world.disks) checkHistory(world, owner);
-  reactor.calm--;
+  clock.calm--;
 }
 
 /** Nothing of the disk is under way: what cut-off changes left is what is there. */

@@ -4,6 +4,8 @@ export interface Event {
   readonly timeUs: number;
   readonly tie: number;
   readonly run: () => void;
+  /** Whose it is. */
+  readonly process: object | null;
   cancelled: boolean;
 }
 
@@ -56,7 +58,12 @@ export class Events {
     return first;
   }
 
-  clear(): void {
-    this.#heap.length = 0;
+  /** Takes out all that are of a process, in their order. */
+  take(process: object): Event[] {
+    const all = this.#heap.splice(0);
+    for (const event of all) if (event.process !== process) this.push(event);
+    return all
+      .filter((event) => event.process === process && !event.cancelled)
+      .sort((a, b) => (isBefore(a, b) ? -1 : 1));
   }
 }

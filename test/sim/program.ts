@@ -4,6 +4,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { Prng } from '../../src/util/prng.ts';
+import { SimClock } from './clock.ts';
 import { drawStep, runStep } from './steps.ts';
 import type { Step } from './steps.ts';
 import { drawWeather } from './weather.ts';
@@ -31,6 +32,7 @@ export async function runProgram({ seed, steps, keep }: Program): Promise<Outcom
   const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-sim-'));
   const numbers = keep ?? Array.from({ length: steps }, (_, i) => i);
   const kinds = new Map<number, Step>();
+  const clock = new SimClock(new Prng(seed * 1000 + 1));
   let failedAt = -1;
   let world: World | null = null;
   let failure: Error | null = null;
@@ -38,12 +40,13 @@ export async function runProgram({ seed, steps, keep }: Program): Promise<Outcom
   const stray = (error: unknown): void => void (late ??= error as Error);
   process.on('uncaughtException', stray).on('unhandledRejection', stray);
   try {
-    const machine = newMachine(new Prng(seed * 1000 + 1), drawWeather(seed), directory);
-    world = await World.start(machine, new Prng(seed * 1000 + 2));
+    const machine = newMachine(clock, drawWeather(seed), directory);
+    clock.random = new Prng(seed * 1000 + 2);
+    world = await World.start(machine);
     for (const number of numbers) {
       failedAt = number;
       const random = new Prng(seed * 2 ** 20 + number * 2 + 1);
-      world.reactor.random = new Prng(seed * 2 ** 20 + number * 2);
+      clock.random = new Prng(seed * 2 ** 20 + number * 2);
       const step = drawStep(random);
       kinds.set(number, step);
       world = await runStep(world, step, random);
@@ -56,5 +59,5 @@ export async function runProgram({ seed, steps, keep }: Program): Promise<Outcom
   }
   process.off('uncaughtException', stray).off('unhandledRejection', stray);
   fs.rmSync(directory, { recursive: true });
-  return { failure, stepsRun: kinds.size, failedAt, traceHash: world?.reactor.traceHash ?? 0, kinds };
+  return { failure, stepsRun: kinds.size, failedAt, traceHash: clock.traceHash, kinds };
 }

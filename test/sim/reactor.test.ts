@@ -6,13 +6,15 @@ import type { Completion, SocketAddress, Stream } from '../../src/io/reactor.ts'
 import { ERRNO } from '../../src/util/errors.ts';
 import { Prng } from '../../src/util/prng.ts';
 import { GIB, KIB, MIB } from '../../src/util/units.ts';
+import { SimClock } from './clock.ts';
 import { SimReactor } from './reactor.ts';
 import { VirtualFile } from './virtual-file.ts';
 import { drawWeather } from './weather.ts';
 
 function open(): { reactor: SimReactor; run: (start: (c: Completion) => void) => Promise<number> } {
-  const reactor = new SimReactor({ random: new Prng(5), weather: drawWeather(1), arenaBytes: 8 * MIB });
-  reactor.calm = 1;
+  const clock = new SimClock(new Prng(5));
+  clock.calm = 1;
+  const reactor = new SimReactor({ clock, weather: drawWeather(1), arenaBytes: 8 * MIB });
   return { reactor, run: (start) => reactor.until(completed(start)) };
 }
 

@@ -1,5 +1,5 @@
 /** The simulated driver of the reactor contract: virtual time, virtual files, virtual sockets, and faults, all from one
- *  seed. Nothing happens by itself: `until` turns the loop, and one seed gives one order of events, bit for bit.
+ *  seed. A reactor is a process of the machine whose time is the clock's.
  *
  *  An operation takes effect some time between its start and its end, at once or in two steps, and operations that
  *  are under way together end in any order. What does not exist is real: time, data, sockets. */
@@ -25,14 +25,12 @@ import type {
 import { assert } from '../../src/util/assert.ts';
 import { BlksnapError, ERRNO } from '../../src/util/errors.ts';
 import type { Prng } from '../../src/util/prng.ts';
-import { Events } from './events.ts';
+import type { SimClock, SimProcess } from './clock.ts';
 import type { Event } from './events.ts';
 import { streamPair } from './stream.ts';
+import type { SimStream, StreamWorld } from './stream.ts';
 import type { VirtualFile } from './virtual-file.ts';
 import type { Weather } from './weather.ts';
-
-/** Virtual time that nothing may wait longer than. */
-const LIVENESS_US = 120_000_000;
 
 /** A file operation: what it does at its effect, and what kind of fault may strike it. */
 interface Operation {
@@ -44,102 +42,77 @@ interface Operation {
 }
 
 export interface SimReactorOptions {
-  readonly random: Prng;
+  readonly clock: SimClock;
   readonly weather: Weather;
   readonly arenaBytes: number;
 }
 
-export class SimReactor implements Reactor {
+export class SimReactor implements Reactor, StreamWorld, SimProcess {
   readonly driver = 'sim';
   readonly arena: Arena;
-  random: Prng;
-  /** No fault strikes while this is above 0: checks want to know the truth. */
-  calm = 0;
-  /** Of everything that ended, in its order: two runs are the same when these are. */
-  traceHash = 0x811c9dc5;
+  readonly clock: SimClock;
   readonly #weather: Weather;
-  readonly #events = new Events();
   readonly #files = new Map<number, VirtualFile>();
   readonly #timers = new Map<number, Event>();
-  readonly #listeners = new Map<string, (stream: Stream) => void>();
   readonly #hooks: Array<() => void> = [];
-  #nowUs = 0;
+  readonly #streams = new Set<SimStream>();
   #lastTimer = 0;
-  #lastPort = 40_000;
   #inFlight = 0;
   #dead = false;
   #completed = false;
 
-  constructor({ random, weather, arenaBytes }: SimReactorOptions) {
-    this.random = random;
+  constructor({ clock, weather, arenaBytes }: SimReactorOptions) {
+    this.clock = clock;
     this.#weather = weather;
     this.arena = new Arena(new ArrayBuffer(arenaBytes), 0);
+    clock.processes.add(this);
   }
 
-  // --- virtual time ---------------------------------------------------------------------------
-
-  /** Turns the loop until the promise is settled. Throws when nothing is left that could settle it, or when it takes
-   *  longer than anything may. */
-  async until<T>(promise: Promise<T>): Promise<T> {
-    let settled = false;
-    const settle = (): void => void (settled = true);
-    promise.then(settle, settle);
-    const limitUs = this.#nowUs + LIVENESS_US;
-    await macrotask();
-    while (!settled) {
-      if (!(await this.turn())) throw new Error('liveness: something waits, and nothing is under way');
-      if (this.#nowUs > limitUs) throw new Error(`liveness: something waits for ${LIVENESS_US / 1e6} virtual seconds`);
-    }
-    return promise;
+  get random(): Prng {
+    return this.clock.random;
   }
 
-  /** Turns until nothing is under way. */
-  async settle(): Promise<void> {
-    while (await this.turn());
+  // --- the process ----------------------------------------------------------------------------
+
+  until<T>(promise: Promise<T>): Promise<T> {
+    return this.clock.until(promise);
   }
 
-  /** One turn: all that is due at the earliest time. False when there is nothing. */
-  async turn(): Promise<boolean> {
-    const first = this.#events.peek();
-    if (first === undefined) return false;
-    this.#nowUs = first.timeUs;
+  settle(): Promise<void> {
+    return this.clock.settle();
+  }
+
+  turn(): Promise<boolean> {
+    return this.clock.turn();
+  }
+
+  turnEnded(): void {
+    if (!this.#completed) return;
     this.#completed = false;
-    for (let event = this.#events.peek(); event?.timeUs === first.timeUs; event = this.#events.peek()) {
-      this.#events.pop();
-      event.run();
-    }
-    if (this.#completed) for (const hook of this.#hooks) hook();
-    await macrotask();
-    return true;
+    for (const hook of this.#hooks) hook();
   }
 
   /** The process is gone: nothing ends any more. What was under way may still have happened, or not. */
   die(): void {
     this.#dead = true;
-    for (let event = this.#events.pop(); event !== undefined; event = this.#events.pop()) {
-      if (this.random.chance(0.5)) event.run();
-    }
-    this.#events.clear();
+    this.clock.abandon(this);
+    for (const stream of this.#streams) stream.close();
+    this.clock.abandon(this);
   }
 
   after(delayUs: number, run: () => void): Event {
-    const event = { timeUs: this.#nowUs + Math.floor(delayUs), tie: this.random.u32(), run, cancelled: false };
-    this.#events.push(event);
-    return event;
+    return this.clock.after(this, delayUs, run);
   }
 
   note(...values: readonly number[]): void {
-    for (const value of values) {
-      this.traceHash = Math.imul(this.traceHash ^ (value >>> 0), 0x01000193);
-      this.traceHash = Math.imul(this.traceHash ^ Math.floor(value / 2 ** 32), 0x01000193) >>> 0;
-    }
+    this.clock.note(...values);
   }
 
   end(completion: Completion, result: number): void {
     this.#inFlight--;
     if (this.#dead) return;
     this.#completed = true;
-    this.note(this.#nowUs, result);
+    this.note(this.clock.nowUs, result);
     completion.complete(result);
   }
 
@@ -234,11 +207,11 @@ export class SimReactor implements Reactor {
       return;
     }
     const totalUs = this.#duration(file);
-    const fault = this.calm === 0 ? this.#fault(file, operation) : 0;
+    const fault = this.clock.calm === 0 ? this.#fault(file, operation) : 0;
     let { length } = operation;
     const { kind } = operation;
     if (fault < 0) length = kind === 'read' || kind === 'write' ? this.random.below(length) : 0;
-    else if (this.calm === 0 && file.kept && (kind === 'read' || kind === 'write') && this.#strikes('shortIo'))
+    else if (this.clock.calm === 0 && file.kept && (kind === 'read' || kind === 'write') && this.#strikes('shortIo'))
       length = 1 + this.random.below(length);
     if (fault < 0 && kind === 'sync') {
       this.after(totalUs, () => {
@@ -298,7 +271,7 @@ export class SimReactor implements Reactor {
   // --- time, hooks, messages ------------------------------------------------------------------
 
   now(): number {
-    return this.#nowUs / 1000;
+    return this.clock.nowUs / 1000;
   }
 
   timer(delayMs: number, completion: Completion): number {
@@ -307,7 +280,7 @@ export class SimReactor implements Reactor {
       this.#timers.delete(handle);
       if (this.#dead) return;
       this.#completed = true;
-      this.note(this.#nowUs, handle);
+      this.note(this.clock.nowUs, handle);
       completion.complete(0);
     };
     this.#timers.set(handle, this.after(delayMs * 1000, fire));
@@ -333,11 +306,17 @@ export class SimReactor implements Reactor {
   // --- sockets --------------------------------------------------------------------------------
 
   async listen(address: SocketAddress, _options: ListenOptions, onStream: (stream: Stream) => void): Promise<Listener> {
-    const bound = address.kind === 'tcp' && address.port === 0 ? { ...address, port: ++this.#lastPort } : address;
-    const key = JSON.stringify(bound);
-    if (this.#listeners.has(key)) throw new BlksnapError('EADDRINUSE', `Cannot listen on ${key}: it is in use`);
-    this.#listeners.set(key, onStream);
-    return { address: bound, close: () => void this.#listeners.delete(key) };
+    const key = JSON.stringify(address);
+    const { listeners } = this.clock;
+    if (listeners.has(key)) throw new BlksnapError('EADDRINUSE', `Cannot listen on ${key}: it is in use`);
+    const accept = (peer: SimReactor): SimStream => {
+      const [theirs, ours] = streamPair(peer, this);
+      this.#streams.add(ours);
+      onStream(ours);
+      return theirs;
+    };
+    listeners.set(key, { process: this, accept });
+    return { address, close: () => void listeners.delete(key) };
   }
 
   listenFd(): Promise<Listener> {
@@ -349,14 +328,14 @@ export class SimReactor implements Reactor {
     return new Promise((resolve, reject) => {
       this.after(this.random.below(200), () => {
         if (this.#dead) return;
-        const accept = this.#listeners.get(key);
-        if (accept === undefined) {
+        const listener = this.clock.listeners.get(key);
+        if (listener === undefined) {
           reject(new BlksnapError('ECONNREFUSED', `Cannot connect to ${key}: nobody listens`));
           return;
         }
-        const [ours, theirs] = streamPair(this);
-        accept(theirs);
-        resolve(ours);
+        const stream = listener.accept(this);
+        this.#streams.add(stream);
+        resolve(stream);
       });
     });
   }
@@ -384,9 +363,4 @@ function faultOf(
   if (kind === 'sync') return 'syncError';
   if (kind === 'read') return kept ? 'originReadError' : 'storageReadError';
   return kept ? 'originWriteError' : 'storageWriteError';
-}
-
-/** Comes after all microtasks: what promises do is over by then. */
-export function macrotask(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve));
 }

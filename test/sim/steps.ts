@@ -125,9 +125,9 @@ async function append(world: World, random: Prng): Promise<void> {
   const snapshot = [...world.held.keys()].at(-1);
   const { storagePages } = world.machine.weather;
   if (snapshot === undefined || storagePages === Infinity) return;
-  world.reactor.calm++;
+  world.reactor.clock.calm++;
   await world.reactor.until(world.set.append(snapshot.id, drawStorage(world, random)));
-  world.reactor.calm--;
+  world.reactor.clock.calm--;
   await traffic(world, random, 10 + random.below(20));
 }
 
@@ -200,10 +200,8 @@ async function die(world: World, random: Prng, power: boolean): Promise<World> {
   );
   for (let turns = random.below(40); turns > 0; turns--) await world.reactor.turn();
   flow.abandon();
-  const { reactor, machine } = world;
   await world.die(power);
-  const next = await World.start(machine, reactor.random);
-  next.reactor.traceHash = reactor.traceHash;
+  const next = await World.start(world.machine);
   await check(next);
   return next;
 }

@@ -18,9 +18,10 @@ export interface StreamWorld {
   end(completion: Completion, result: number): void;
 }
 
-export function streamPair(world: StreamWorld): [Stream, Stream] {
+/** A connection between two processes. */
+export function streamPair(one: StreamWorld, other: StreamWorld): [SimStream, SimStream] {
   const [there, back] = [new Direction(), new Direction()];
-  return [new SimStream(world, back, there), new SimStream(world, there, back)];
+  return [new SimStream(one, back, there), new SimStream(other, there, back)];
 }
 
 class Direction {
@@ -39,7 +40,7 @@ interface Segment {
   length: number;
 }
 
-class SimStream implements Stream {
+export class SimStream implements Stream {
   readonly #world: StreamWorld;
   readonly #in: Direction;
   readonly #out: Direction;

@@ -89,9 +89,9 @@ async function readAll(world: World, image: SnapshotImage): Promise<Uint8Array |
   const { reactor, pool } = world;
   const at = reactor.arena.allocate(image.size);
   if (at === NO_MEMORY) return null;
-  reactor.calm++;
+  reactor.clock.calm++;
   const status = await runBio(pool, image, { op: READ, offset: 0, length: image.size, at });
-  reactor.calm--;
+  reactor.clock.calm--;
   const content = reactor.arena.bytes.slice(at, at + image.size);
   reactor.arena.release(at);
   if (status === 0) return content;

@@ -13,9 +13,10 @@ import type { Snapshot } from '../../src/blksnap/snapshot.ts';
 import { SnapshotSet } from '../../src/blksnap/snapshot-set.ts';
 import { Tracker } from '../../src/blksnap/tracker.ts';
 import { KIB, MIB } from '../../src/util/units.ts';
-import type { Prng } from '../../src/util/prng.ts';
 import { DiskModel } from './disk-model.ts';
-import { SimReactor, macrotask } from './reactor.ts';
+import { macrotask } from './clock.ts';
+import type { SimClock } from './clock.ts';
+import { SimReactor } from './reactor.ts';
 import { VirtualFile } from './virtual-file.ts';
 import type { Weather } from './weather.ts';
 
@@ -49,6 +50,7 @@ export interface SimImage extends Past {
 
 /** The machine's disks, and what is known of each. */
 export interface Machine {
+  readonly clock: SimClock;
   readonly weather: Weather;
   /** Of the change maps. */
   readonly directory: string;
@@ -57,18 +59,18 @@ export interface Machine {
   tick(): number;
 }
 
-export function newMachine(random: Prng, weather: Weather, directory: string): Machine {
+export function newMachine(clock: SimClock, weather: Weather, directory: string): Machine {
   const disks = SIZES.map((size, i) => {
     const content = new Uint8Array(size);
     // The second half is a hole.
-    random.fill(content.subarray(0, Math.floor(size / 2 / SECTOR) * SECTOR));
+    clock.random.fill(content.subarray(0, Math.floor(size / 2 / SECTOR) * SECTOR));
     const file = new VirtualFile({ name: `disk${i}`, size, kept: true });
     file.write(0, content.subarray(0, Math.floor(size / 2 / SECTOR) * SECTOR));
     file.sync();
     return { model: new DiskModel(`disk${i}`, content), file, past: [] };
   });
-  let clock = 0;
-  return { weather, directory, disks, tick: () => ++clock };
+  let ticks = 0;
+  return { clock, weather, directory, disks, tick: () => ++ticks };
 }
 
 /** The product's device on a descriptor, which knows from the file where its holes are. */
@@ -102,16 +104,16 @@ export class World {
   readonly copyMemory: Arena;
   readonly #copyAt: number;
 
-  static async start(machine: Machine, random: Prng): Promise<World> {
-    const world = new World(machine, random);
+  static async start(machine: Machine): Promise<World> {
+    const world = new World(machine);
     for (const each of machine.disks) await world.#open(each);
     return world;
   }
 
-  private constructor(machine: Machine, random: Prng) {
-    const { weather } = machine;
+  private constructor(machine: Machine) {
+    const { clock, weather } = machine;
     this.machine = machine;
-    this.reactor = new SimReactor({ random, weather, arenaBytes: ARENA_BYTES });
+    this.reactor = new SimReactor({ clock, weather, arenaBytes: ARENA_BYTES });
     const { arena } = this.reactor;
     const length = weather.copyMemoryBytes;
     this.#copyAt = arena.allocate(length);
@@ -166,7 +168,7 @@ export class World {
 
   /** All snapshots and disks are closed in order; nothing may be left. */
   async stop(): Promise<void> {
-    this.reactor.calm++;
+    this.reactor.clock.calm++;
     await this.reactor.until(this.set.close());
     for (const { disk } of this.disks) await this.reactor.until(disk.close());
     await this.reactor.settle();
