@@ -1,8 +1,10 @@
 /** Test projects. `unit` stands beside the code and is part of the gate; `frame` watches the form of the
- *  project itself; `system` spans files and talks to real clients, and runs in `npm test` alone. */
+ *  project itself; `system` spans files and talks to real clients, and runs in `npm test` alone; `kernel-uml` and `kernel-qemu`
+ *  run inside a kernel of their own (scripts/test-kernel.mjs), and are skipped by name anywhere else. */
 
 import { defineConfig } from 'vitest/config';
 
+const KERNELS = ['uml', 'qemu'] as const;
 const FRAME = ['test/tidy*.test.ts', 'test/layers.test.ts'];
 
 export default defineConfig({
@@ -20,8 +22,22 @@ export default defineConfig({
       { extends: true, test: { name: 'frame', include: FRAME } },
       {
         extends: true,
-        test: { name: 'system', include: ['test/**/*.test.ts'], exclude: FRAME, testTimeout: 120_000 },
+        test: {
+          name: 'system',
+          include: ['test/**/*.test.ts'],
+          exclude: [...FRAME, 'test/kernel/**'],
+          testTimeout: 120_000,
+        },
       },
+      ...KERNELS.map((kernel) => ({
+        extends: true as const,
+        test: {
+          name: `kernel-${kernel}`,
+          include: [`test/kernel/${kernel}/**/*.test.ts`],
+          setupFiles: ['test/kernel/setup.ts'],
+          testTimeout: 120_000,
+        },
+      })),
     ],
   },
 });

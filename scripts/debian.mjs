@@ -19,7 +19,24 @@ const PACKAGES = new Map([
   ['fdisk', ['fdisk', 'sfdisk']],
   ['gdisk', ['sgdisk']],
   ['parted', ['parted']],
+  ['xfsprogs', ['mkfs.xfs', 'xfs_repair']],
+  ['dmsetup', ['dmsetup']],
+  ['busybox-static', ['busybox']],
+  ['kmod', ['modprobe', 'insmod']],
+  ['cpio', ['cpio']],
+  ['xz-utils', ['xz']],
+  ['user-mode-linux', ['linux.uml', '/usr/lib/uml/modules']],
+  ['qemu-system-x86', ['qemu-system-x86_64']],
 ]);
+
+/** Debian packages that a kernel of its own needs, by its kind. */
+export const VM_PACKAGES = {
+  uml: ['user-mode-linux', 'busybox-static', 'kmod'],
+  qemu: ['qemu-system-x86', 'busybox-static', 'kmod', 'cpio', 'xz-utils'],
+};
+
+/** Debian has these for x86-64 alone, and apt-get would install nothing at all for one that it does not know. */
+const X86_ONLY = new Set(['user-mode-linux', 'qemu-system-x86']);
 
 const PLACES = [...(process.env['PATH'] ?? '').split(path.delimiter), '/usr/sbin', '/sbin'];
 
@@ -36,13 +53,19 @@ export function findProgram(name) {
   });
 }
 
-/** Debian packages of which something is missing here.
+/** Those of the Debian packages of which something is missing here.
+ *  @param {readonly string[]} packages
+ *  @returns {string[]} */
+export function missingOf(packages) {
+  const isMissing = (/** @type {string} */ part) =>
+    part.startsWith('/') ? !existsSync(part) : findProgram(part) === undefined;
+  return packages.filter((name) => PACKAGES.get(name)?.some(isMissing));
+}
+
+/** Debian packages that can be had here, and of which something is missing.
  *  @returns {string[]} */
 export function missingPackages() {
-  const missing = [...PACKAGES].filter(([, parts]) =>
-    parts.some((part) => (part.startsWith('/') ? !existsSync(part) : findProgram(part) === undefined)),
-  );
-  return missing.map(([name]) => name);
+  return missingOf([...PACKAGES.keys()].filter((name) => process.arch === 'x64' || !X86_ONLY.has(name)));
 }
 
 /** Whether packages can be installed here: root, and apt-get. */

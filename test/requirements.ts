@@ -4,7 +4,7 @@
 import { existsSync } from 'node:fs';
 import type { TestContext } from 'vitest';
 
-import { findProgram } from '../scripts/debian.mjs';
+import { VM_PACKAGES, findProgram, missingOf } from '../scripts/debian.mjs';
 
 /** Debian package by program, for the reason. */
 const PACKAGE_OF: Record<string, string> = {
@@ -21,6 +21,8 @@ const PACKAGE_OF: Record<string, string> = {
   sfdisk: 'fdisk',
   sgdisk: 'gdisk',
   parted: 'parted',
+  'mkfs.xfs': 'xfsprogs',
+  dmsetup: 'dmsetup',
 };
 
 /** Skips the test unless every program is here. */
@@ -39,4 +41,16 @@ export function requirePythonNbd(context: TestContext): void {
 /** Skips the test unless it runs as root. */
 export function requireRoot(context: TestContext): void {
   context.skip(process.getuid?.() !== 0, 'needs root');
+}
+
+/** Skips the test unless it runs in a kernel of its own. It takes devices there that somebody may use here. */
+export function requireTestKernel(context: TestContext): void {
+  const reason = process.env['BLKSNAP_NO_TEST_KERNEL'] ?? 'runs in a kernel of its own: npm run test:kernel';
+  context.skip(process.env['BLKSNAP_TEST_KERNEL'] === undefined, reason);
+}
+
+/** Skips the test unless a machine with a kernel of its own can be run. */
+export function requireVm(context: TestContext, kernel: keyof typeof VM_PACKAGES): void {
+  const missing = missingOf(VM_PACKAGES[kernel]);
+  context.skip(missing.length > 0, `needs the Debian packages ${missing.join(' ')}`);
 }

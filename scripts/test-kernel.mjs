@@ -1,0 +1,62 @@
+/** `npm run test:kernel [-- [--kernel uml|qemu]… [FILE…]]`: the tests that need a kernel of their own, each kind in
+ *  one machine of it. Without --kernel: every kind that has files to run. Expects a build, and makes one when there
+ *  is none. Where a machine cannot be had its tests are skipped by name. Ends with 1 when one fails. Plain Node, no packages. */
+
+import { spawnSync } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
+import path from 'node:path';
+import { parseArgs } from 'node:util';
+
+import { ROOT, build, installPackages, say } from './prepare.mjs';
+import { VM_KERNELS, missingForVm, prepareVm, runInVm } from './vm/run.mjs';
+
+const MEMORY_MIB = 2048;
+const LIMIT_SECONDS = 280;
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { kernel: { type: 'string', multiple: true } },
+});
+
+/** Test files of a kind of machine that were asked for, in the way of vitest: by a part of their path.
+ *  @param {string} kernel */
+function filesOf(kernel) {
+  const directory = `test/kernel/${kernel}`;
+  const names = existsSync(path.join(ROOT, directory)) ? readdirSync(path.join(ROOT, directory)) : [];
+  const files = names.filter((name) => name.endsWith('.test.ts')).map((name) => `${directory}/${name}`);
+  return files.filter((file) => positionals.length === 0 || positionals.some((part) => file.includes(part)));
+}
+
+/** Why the tests of a kind cannot run here, or undefined.
+ *  @param {import('./vm/run.mjs').VmKernel} kernel */
+function obstacle(kernel) {
+  const missing = missingForVm(kernel);
+  if (missing.length > 0) return `needs the Debian packages ${missing.join(' ')}`;
+  try {
+    prepareVm(kernel);
+    return undefined;
+  } catch (cause) {
+    return cause instanceof Error ? cause.message : String(cause);
+  }
+}
+
+process.chdir(ROOT);
+installPackages();
+if (!existsSync('dist/cli/main.js')) build();
+const chosen = VM_KERNELS.filter((kernel) => values.kernel?.includes(kernel) ?? true);
+let status = 0;
+for (const kernel of chosen.filter((one) => filesOf(one).length > 0)) {
+  const words = ['node_modules/vitest/vitest.mjs', 'run', '--maxWorkers=1', `--project=kernel-${kernel}`];
+  const reason = obstacle(kernel);
+  if (reason === undefined) {
+    say(`testing in a kernel of its own (${kernel})`);
+    const command = [process.execPath, ...words, ...filesOf(kernel)].join(' ');
+    const ended = await runInVm(kernel, { command, memoryMiB: MEMORY_MIB, limitSeconds: LIMIT_SECONDS });
+    if (ended !== 0) status = 1;
+  } else {
+    // Here they skip themselves, by name.
+    const env = { ...process.env, BLKSNAP_NO_TEST_KERNEL: reason };
+    spawnSync(process.execPath, [...words, ...filesOf(kernel)], { env, stdio: ['ignore', 'inherit', 'inherit'] });
+  }
+}
+process.exitCode = status;
