@@ -317,6 +317,23 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
     expect((await reply).error).toBe(0);
   });
 
+  it('lets go of a client that ended its side, and then left with replies waiting', async () => {
+    const held = world.add('held', new HeldDevice('held', 4 * MIB, world.reactor.arena));
+    const client = await connect('held', 'simple');
+    client.socket.pause();
+    for (const offset of [0, MIB, 2 * MIB]) client.request(CMD_READ, offset, MIB / 2);
+    client.socket.end();
+    await expect.poll(() => held.held.length).toBe(3);
+    // One reply at a time: the first fills the socket, the others wait behind it.
+    for (const bio of held.held.splice(0)) {
+      bio.end(0);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    expect(world.server.connections).toBe(1);
+    client.close();
+    await expect.poll(() => world.server.connections).toBe(0);
+  });
+
   it('drops the connections of an export that goes, when their requests have ended', async () => {
     const held = world.add('held', new HeldDevice('held', MIB, world.reactor.arena));
     const client = await connect('held', 'simple');

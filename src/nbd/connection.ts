@@ -443,7 +443,10 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
   }
 
   sendEnded(result: number): void {
-    if (this.#state !== 'open') this.#settle();
+    if (this.#state === 'draining' && result < 0) {
+      // Whoever left takes none of the replies that wait behind this one.
+      this.#die();
+    } else if (this.#state !== 'open') this.#settle();
     else if (result < 0) this.drop(`sending failed: ${codeOfErrno(-result)}`);
     else if (this.#current === null) this.#advance();
   }

@@ -14,6 +14,8 @@ export interface Range {
 export interface Change extends Range {
   readonly data: Uint8Array;
   readonly fua: boolean;
+  /** Its answer comes over a socket: it may be in effect long before. */
+  readonly remote: boolean;
   readonly startedAt: number;
   /** When it was acknowledged: Infinity while it is under way, NaN when it failed. */
   endedAt: number;
@@ -101,13 +103,16 @@ export class DiskModel {
 
   /** Takes over what uncertain changes left. Throws when a byte is neither old nor new. */
   adopt(actual: Uint8Array): void {
-    for (const change of this.#uncertain.splice(0)) {
-      const { offset, length, data } = change;
-      for (let i = 0; i < length; i++) {
-        const value = actual[offset + i]!;
-        if (value !== data[i] && value !== this.content[offset + i])
-          throw new Error(`${this.name}: byte ${offset + i} is neither old nor new after a change that was cut off`);
-        this.content[offset + i] = value;
+    const changes = this.#uncertain.splice(0);
+    const before = this.content.slice();
+    for (const { offset, length } of changes) {
+      for (let at = offset; at < offset + length; at++) {
+        const value = actual[at]!;
+        const known = (change: Change): boolean =>
+          at >= change.offset && at < change.offset + change.length && change.data[at - change.offset] === value;
+        if (value !== before[at] && !changes.some(known))
+          throw new Error(`${this.name}: byte ${at} is neither old nor new after a change that was cut off`);
+        this.content[at] = value;
       }
     }
   }

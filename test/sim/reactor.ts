@@ -351,8 +351,14 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   async close(): Promise<void> {
     if (this.#dead) return;
     await this.settle();
+    this.leave();
+  }
+
+  /** The process ends in order, while others go on. */
+  leave(): void {
     assert(this.#inFlight === 0, 'everything opened through the reactor was closed');
     this.#dead = true;
+    this.clock.processes.delete(this);
   }
 }
 

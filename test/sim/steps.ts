@@ -3,6 +3,7 @@
 
 import type { Prng } from '../../src/util/prng.ts';
 import { check } from './check.ts';
+import { SimClient } from './client.ts';
 import { drawStorage, take } from './takes.ts';
 import { Traffic } from './traffic.ts';
 import { World } from './world.ts';
@@ -11,6 +12,8 @@ import type { SimDisk } from './world.ts';
 const CHUNK = 4096;
 const SECTOR = 512;
 const MOST_SNAPSHOTS = 4;
+const MOST_CLIENTS = 3;
+const MOST_CONNECTIONS = 12;
 
 export const STEPS = [
   'traffic',
@@ -23,6 +26,7 @@ export const STEPS = [
   'power',
   'quiet',
   'append',
+  'clients',
 ] as const;
 export type Step = (typeof STEPS)[number];
 const WEIGHTS: Record<Step, number> = {
@@ -36,6 +40,7 @@ const WEIGHTS: Record<Step, number> = {
   power: 4,
   quiet: 6,
   append: 8,
+  clients: 10,
 };
 
 export function drawStep(random: Prng): Step {
@@ -77,6 +82,9 @@ export async function runStep(world: World, step: Step, random: Prng): Promise<W
     case 'append':
       await append(world, random);
       break;
+    case 'clients':
+      await comeAndGo(world, random);
+      break;
   }
   await check(world);
   return world;
@@ -95,6 +103,7 @@ async function start(
     if (i === place && among === 'take') flow.run(take(world, random));
     if (i === place && among === 'destroy') destroy(world, flow, random);
     if (i < count) flow.start(random);
+    if (random.chance(0.02)) vanish(world, random);
     if (random.chance(0.3)) for (let turns = random.below(20); turns > 0; turns--) await world.reactor.turn();
   }
 }
@@ -111,6 +120,31 @@ async function traffic(world: World, random: Prng, count: number, among?: 'take'
     }),
   );
   await world.reactor.until(Promise.all([flow.ended(), helped]));
+}
+
+/** A client dies, whatever it is doing. */
+function vanish({ clients }: World, random: Prng): void {
+  const client = clients[random.below(Math.max(1, clients.length))];
+  if (client === undefined) return;
+  clients.splice(clients.indexOf(client), 1);
+  client.vanish();
+}
+
+/** Clients come and go in order, and ask for what there is. */
+async function comeAndGo(world: World, random: Prng): Promise<void> {
+  const { reactor } = world;
+  const names = [...world.disks.map(({ disk }) => disk.name), ...world.images.map(({ image }) => image.name)];
+  if (world.clients.length === MOST_CLIENTS || random.chance(0.2)) {
+    const leaving = world.clients.shift();
+    if (leaving !== undefined) await reactor.until(leaving.close());
+  }
+  const client = await SimClient.start(world);
+  world.clients.push(client);
+  for (const name of names)
+    if (random.chance(0.7) && world.serving.server.connections < MOST_CONNECTIONS)
+      await reactor.until(client.use(name));
+  for (const each of world.clients)
+    for (const name of each.devices.keys()) if (each.broken(name)) await reactor.until(each.leave(name));
 }
 
 function destroy(world: World, flow: Traffic, random: Prng): void {
@@ -174,6 +208,8 @@ async function resize(world: World, random: Prng): Promise<void> {
   model.restart(content);
   const { generationId } = tracker.cbt;
   await world.reactor.until(disk.resize());
+  // Clients learn of it when they connect again.
+  for (const client of world.clients) await world.reactor.until(client.leave(disk.name));
   if (disk.size !== size) throw new Error(`${model.name}: resized to ${disk.size}, want ${size}`);
   if (size !== before && tracker.cbt.generationId === generationId)
     throw new Error(`${model.name}: resized within one history`);
@@ -201,6 +237,9 @@ async function die(world: World, random: Prng, power: boolean): Promise<World> {
   for (let turns = random.below(40); turns > 0; turns--) await world.reactor.turn();
   flow.abandon();
   await world.die(power);
+  // Its clients live on, and hear of it.
+  await world.reactor.until(flow.remoteEnded());
+  for (const client of world.clients) if (!client.vanished) await world.reactor.until(client.close());
   const next = await World.start(world.machine);
   await check(next);
   return next;

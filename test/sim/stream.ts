@@ -25,14 +25,32 @@ export function streamPair(one: StreamWorld, other: StreamWorld): [SimStream, Si
 }
 
 class Direction {
-  readonly bytes = new Uint8Array(WINDOW);
-  head = 0;
+  readonly #bytes = new Uint8Array(WINDOW);
+  #head = 0;
   count = 0;
   /** No more will come; nobody will receive. */
   ended = false;
   deaf = false;
   onData: () => void = () => {};
   onRoom: () => void = () => {};
+
+  /** There is room for it. */
+  put(data: Uint8Array): void {
+    const at = (this.#head + this.count) % WINDOW;
+    const first = data.subarray(0, WINDOW - at);
+    this.#bytes.set(first, at);
+    this.#bytes.set(data.subarray(first.length), 0);
+    this.count += data.length;
+  }
+
+  /** There is as much. */
+  take(into: Uint8Array): void {
+    const first = this.#bytes.subarray(this.#head, Math.min(WINDOW, this.#head + into.length));
+    into.set(first);
+    into.set(this.#bytes.subarray(0, into.length - first.length), first.length);
+    this.#head = (this.#head + into.length) % WINDOW;
+    this.count -= into.length;
+  }
 }
 
 interface Segment {
@@ -90,11 +108,7 @@ export class SimStream implements Stream {
     const from = this.#in;
     const most = Math.min(receiver.length - receiver.done, from.count);
     const count = most === 0 ? 0 : 1 + this.#world.random.below(most);
-    for (let i = 0; i < count; i++) {
-      this.#world.arena.bytes[receiver.at + receiver.done + i] = from.bytes[(from.head + i) % WINDOW]!;
-    }
-    from.head = (from.head + count) % WINDOW;
-    from.count -= count;
+    from.take(this.#world.arena.bytes.subarray(receiver.at + receiver.done, receiver.at + receiver.done + count));
     receiver.done += count;
     if (count > 0) from.onRoom();
     if (receiver.done === receiver.length || (receiver.done > 0 && !receiver.all)) this.#received(receiver.done);
@@ -141,10 +155,7 @@ export class SimStream implements Stream {
     while (room > 0 && sending.segments.length > 0) {
       const segment = sending.segments[0]!;
       const count = Math.min(room, segment.length);
-      for (let i = 0; i < count; i++) {
-        to.bytes[(to.head + to.count + i) % WINDOW] = this.#world.arena.bytes[segment.at + i]!;
-      }
-      to.count += count;
+      to.put(this.#world.arena.bytes.subarray(segment.at, segment.at + count));
       room -= count;
       sending.sent += count;
       segment.at += count;

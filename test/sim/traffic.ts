@@ -5,15 +5,19 @@
 
 import { NO_MEMORY } from '../../src/io/arena.ts';
 import { DISCARD, FLUSH, FUA, NO_HOLE, READ, WRITE, WRITE_ZEROES, runBio } from '../../src/block/bio.ts';
-import type { BioSink, Op } from '../../src/block/bio.ts';
+import type { BioPool, BioSink, Op } from '../../src/block/bio.ts';
 import { ERRNO } from '../../src/util/errors.ts';
 import type { Prng } from '../../src/util/prng.ts';
 import { overlaps } from './disk-model.ts';
 import type { Change, Range } from './disk-model.ts';
+import type { SimClient } from './client.ts';
+import type { SimReactor } from './reactor.ts';
 import type { SimDisk, SimImage, World } from './world.ts';
 
 const SECTOR = 512;
 const CHUNK = 4096;
+/** In the place of an errno: the client was cut off, and knows nothing. */
+const CUT_OFF = -1;
 
 /** What an operation is told that it has to do. */
 interface Io {
@@ -23,10 +27,21 @@ interface Io {
   readonly data: Uint8Array | null;
 }
 
+/** How an operation gets to a disk or an image: at once, or from a client over NBD. */
+interface Way {
+  readonly name: string;
+  readonly sink: BioSink;
+  readonly pool: BioPool;
+  readonly reactor: SimReactor;
+  readonly client: SimClient | null;
+}
+
 export class Traffic {
   readonly #world: World;
   readonly #busy = new Map<object, Set<Range & { readonly changes: boolean }>>();
   readonly #running = new Set<Promise<void>>();
+  readonly #remote = new Set<Promise<unknown>>();
+  #abandoned = false;
 
   constructor(world: World) {
     this.#world = world;
@@ -43,8 +58,14 @@ export class Traffic {
 
   /** The process is gone: nobody will hear of what was under way. */
   abandon(): void {
+    this.#abandoned = true;
     for (const promise of this.#running) promise.catch(() => {});
     this.#running.clear();
+  }
+
+  /** What clients had asked for ends, also when the daemon was killed. */
+  async remoteEnded(): Promise<void> {
+    while (this.#remote.size > 0) await Promise.all(this.#remote);
   }
 
   run(promise: Promise<void>): void {
@@ -56,6 +77,14 @@ export class Traffic {
     );
   }
 
+  #start(way: Way, promise: Promise<void>): void {
+    this.run(promise);
+    if (way.client === null) return;
+    this.#remote.add(promise);
+    const ended = (): void => void this.#remote.delete(promise);
+    promise.then(ended, ended);
+  }
+
   /** Starts an operation, if what it wants is free. */
   start(random: Prng): void {
     const { disks, images } = this.#world;
@@ -64,7 +93,7 @@ export class Traffic {
     const kind = random.below(100);
     if (kind < 50) this.#changeDisk(owner, random);
     else if (kind < 60) this.#readDisk(owner, random);
-    else if (kind < 65) this.run(this.#flush(owner));
+    else if (kind < 65) this.#flushDisk(owner, random);
     else if (image === undefined) this.#changeDisk(owner, random);
     else if (kind < 88) this.#readImage(image, random);
     else this.#changeImage(image, random);
@@ -94,23 +123,49 @@ export class Traffic {
     return () => busy.delete(claim);
   }
 
+  // --- ways -----------------------------------------------------------------------------------
+
+  #way(target: BioSink & { readonly name: string }, random: Prng): Way {
+    const { clients, pool, reactor } = this.#world;
+    const near = clients.filter((client) => client.devices.has(target.name) && !client.broken(target.name));
+    const client = random.chance(0.6) ? near[random.below(Math.max(1, near.length))] : undefined;
+    const { name } = target;
+    if (client === undefined) return { name, sink: target, pool, reactor, client: null };
+    return { name, sink: client.devices.get(name)!, pool: client.pool, reactor: client.reactor, client };
+  }
+
+  /** A client may lose its connection only when what it was connected to is gone. */
+  #expectGone(name: string): void {
+    if (this.#world.serving.offers(name)) throw new Error(`a client of ${name} lost its connection without a reason`);
+  }
+
   // --- one operation --------------------------------------------------------------------------
 
-  async #run(sink: BioSink, { op, range, flags, data }: Io): Promise<{ status: number; got: Uint8Array } | null> {
-    const { pool, reactor } = this.#world;
+  async #run(way: Way, { op, range, flags, data }: Io): Promise<{ status: number; got: Uint8Array } | null> {
+    const { sink, pool, reactor, client } = way;
     const { arena } = reactor;
     const withData = op === READ || op === WRITE;
     const at = withData ? arena.allocate(range.length) : 0;
     if (at === NO_MEMORY) return null;
     if (op === WRITE) arena.bytes.set(data!, at);
     else if (op === READ) arena.bytes.fill(0xcc, at, at + range.length);
-    const status = await runBio(pool, sink, { op, ...range, at, flags });
+    const ending = runBio(pool, sink, { op, ...range, at, flags });
+    const status = client === null ? await ending : await this.#remoteEnd(client, way.name, ending);
     const got = op === READ ? arena.bytes.slice(at, at + range.length) : new Uint8Array(0);
     // Whoever still looks at memory that was given back shall find nothing of use.
     if (withData) arena.bytes.fill(0xdd, at, at + range.length);
     if (withData) arena.release(at);
     reactor.note(op, range.offset, range.length, status);
     return { status, got };
+  }
+
+  async #remoteEnd(client: SimClient, name: string, ending: Promise<number>): Promise<number> {
+    const status = await Promise.race([ending, client.whenVanished.then(() => CUT_OFF)]);
+    if (status !== CUT_OFF && !client.broken(name)) return status;
+    if (!client.vanished && !this.#abandoned) this.#expectGone(name);
+    // What the server has of it may still take effect; nothing else may touch the range until it has.
+    await client.gone(name);
+    return CUT_OFF;
   }
 
   #drawChange(random: Prng, range: Range): Io {
@@ -126,28 +181,30 @@ export class Traffic {
   #changeDisk(owner: SimDisk, random: Prng): void {
     const range = this.#range(random, owner.model.content.length);
     const io = this.#drawChange(random, range);
+    const way = this.#way(owner.disk, random);
     const done = this.#claim(owner, range, true);
-    if (done !== null) this.run(this.#runChange(owner, io).finally(done));
+    if (done !== null) this.#start(way, this.#runChange(owner, way, io).finally(done));
   }
 
-  async #runChange(owner: SimDisk, io: Io): Promise<void> {
-    const { model, file, disk } = owner;
+  async #runChange({ model, file }: SimDisk, way: Way, io: Io): Promise<void> {
     const { write, sync, allocate } = file.faults;
     const change: Change = {
       ...io.range,
       data: io.data!,
       fua: (io.flags & FUA) !== 0,
+      remote: way.client !== null,
       startedAt: this.#world.machine.tick(),
       endedAt: Infinity,
     };
     model.started(change);
-    const end = await this.#run(disk, io);
+    const end = await this.#run(way, io);
+    if (this.#abandoned) return;
     if (end === null) {
       model.cancelled(change);
       return;
     }
     model.ended(change, end.status === 0, this.#world.machine.tick());
-    if (end.status === 0) return;
+    if (end.status === 0 || end.status === CUT_OFF) return;
     const struck = file.faults.write + file.faults.sync + file.faults.allocate > write + sync + allocate;
     const refused = model.unreliable && change.fua;
     if (!struck && !refused)
@@ -159,22 +216,29 @@ export class Traffic {
   #readDisk(owner: SimDisk, random: Prng): void {
     const range = this.#range(random, owner.model.content.length);
     if (owner.model.uncertain.some((change) => overlaps(change, range))) return;
+    const way = this.#way(owner.disk, random);
     const done = this.#claim(owner, range, false);
-    if (done !== null) this.run(this.#runDiskRead(owner, range).finally(done));
+    if (done !== null) this.#start(way, this.#runDiskRead(owner, way, range).finally(done));
   }
 
-  async #runDiskRead({ model, file, disk }: SimDisk, range: Range): Promise<void> {
+  async #runDiskRead({ model, file }: SimDisk, way: Way, range: Range): Promise<void> {
     const { read } = file.faults;
-    const end = await this.#run(disk, { op: READ, range, flags: 0, data: null });
-    if (end === null) return;
+    const end = await this.#run(way, { op: READ, range, flags: 0, data: null });
+    if (end === null || end.status === CUT_OFF || this.#abandoned) return;
     if (end.status === 0) expectBytes(model.name, end.got, model.content, range.offset);
     else if (file.faults.read === read) throw failure(`a read of ${model.name} failed`, range, end.status);
   }
 
-  async #flush({ model, file, disk }: SimDisk): Promise<void> {
+  #flushDisk(owner: SimDisk, random: Prng): void {
+    const way = this.#way(owner.disk, random);
+    this.#start(way, this.#flush(owner, way));
+  }
+
+  async #flush({ model, file }: SimDisk, way: Way): Promise<void> {
     const startedAt = this.#world.machine.tick();
     const { sync } = file.faults;
-    const end = await this.#run(disk, { op: FLUSH, range: { offset: 0, length: 0 }, flags: 0, data: null });
+    const end = await this.#run(way, { op: FLUSH, range: { offset: 0, length: 0 }, flags: 0, data: null });
+    if (end?.status === CUT_OFF || this.#abandoned) return;
     if (end?.status === 0) {
       if (model.unreliable)
         throw failure(`a flush of ${model.name} after a failed sync succeeded`, { offset: 0, length: 0 }, 0);
@@ -190,14 +254,15 @@ export class Traffic {
   #readImage(held: SimImage, random: Prng): void {
     const range = this.#range(random, held.content.length);
     if (isReleased(held, range) || [...held.uncertain].some((each) => overlaps(lengthOf(each), range))) return;
+    const way = this.#way(held.image, random);
     const done = this.#claim(held, range, false);
-    if (done !== null) this.run(this.#runImageRead(held, range).finally(done));
+    if (done !== null) this.#start(way, this.#runImageRead(held, way, range).finally(done));
   }
 
-  async #runImageRead(held: SimImage, range: Range): Promise<void> {
+  async #runImageRead(held: SimImage, way: Way, range: Range): Promise<void> {
     const { image } = held;
-    const end = await this.#run(image, { op: READ, range, flags: 0, data: null });
-    if (end === null || isReleased(held, range)) return;
+    const end = await this.#run(way, { op: READ, range, flags: 0, data: null });
+    if (end === null || end.status === CUT_OFF || this.#abandoned || isReleased(held, range)) return;
     if (end.status === 0) expectBytes(image.name, end.got, held.content, range.offset);
     else this.#expectExcuse(held, range, end.status);
   }
@@ -206,14 +271,16 @@ export class Traffic {
     const range = this.#range(random, held.content.length);
     const io = this.#drawChange(random, range);
     if (isReleased(held, range)) return;
+    const way = this.#way(held.image, random);
     const done = this.#claim(held, range, true);
-    if (done !== null) this.run(this.#runImageChange(held, io).finally(done));
+    if (done !== null) this.#start(way, this.#runImageChange(held, way, io).finally(done));
   }
 
-  async #runImageChange(held: SimImage, io: Io): Promise<void> {
+  async #runImageChange(held: SimImage, way: Way, io: Io): Promise<void> {
     const change = { offset: io.range.offset, data: io.data! };
     held.uncertain.add(change);
-    const end = await this.#run(held.image, io);
+    const end = await this.#run(way, io);
+    if (end?.status === CUT_OFF || this.#abandoned) return;
     if (end === null) held.uncertain.delete(change);
     else if (end.status === 0) {
       held.uncertain.delete(change);

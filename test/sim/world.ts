@@ -17,6 +17,8 @@ import { DiskModel } from './disk-model.ts';
 import { macrotask } from './clock.ts';
 import type { SimClock } from './clock.ts';
 import { SimReactor } from './reactor.ts';
+import { Serving } from './serving.ts';
+import type { SimClient } from './client.ts';
 import { VirtualFile } from './virtual-file.ts';
 import type { Weather } from './weather.ts';
 
@@ -101,8 +103,13 @@ export class World {
   readonly set: SnapshotSet;
   readonly disks: SimDisk[] = [];
   readonly held = new Map<Snapshot, SimImage[]>();
+  readonly serving: Serving;
+  readonly clients: SimClient[] = [];
   readonly copyMemory: Arena;
   readonly #copyAt: number;
+  /** Resolves when the daemon dies. */
+  readonly whenDead: Promise<void>;
+  #tellDead!: () => void;
 
   static async start(machine: Machine): Promise<World> {
     const world = new World(machine);
@@ -120,6 +127,8 @@ export class World {
     this.copyMemory = new Arena(arena.bytes.buffer, 0, { at: this.#copyAt, length });
     const parameters = { ...DEFAULT_PARAMETERS, cowTimeoutMs: weather.cowTimeoutMs };
     this.set = new SnapshotSet({ reactor: this.reactor, pool: this.pool, parameters });
+    this.whenDead = new Promise((resolve) => (this.#tellDead = resolve));
+    this.serving = new Serving(this.reactor, this.pool);
   }
 
   async #open({ model, file }: Machine['disks'][number]): Promise<void> {
@@ -138,6 +147,7 @@ export class World {
     const tracker = new Tracker({ reactor, pool, copyMemory, mapPath, originPath: null, parameters });
     await reactor.until(disk.attachFilter(tracker));
     this.disks.push({ model, file, disk, tracker });
+    this.serving.offerDisk(disk);
   }
 
   get images(): SimImage[] {
@@ -163,12 +173,15 @@ export class World {
   async destroy(snapshot: Snapshot): Promise<void> {
     for (const image of this.held.get(snapshot) ?? []) remember(this.past(image.owner), image);
     this.held.delete(snapshot);
+    for (const image of snapshot.images) await this.serving.withdrawImage(image);
     await this.set.destroy(snapshot.id);
   }
 
   /** All snapshots and disks are closed in order; nothing may be left. */
   async stop(): Promise<void> {
     this.reactor.clock.calm++;
+    for (const client of this.clients) if (!client.vanished) await this.reactor.until(client.close());
+    await this.reactor.until(this.serving.server.close());
     await this.reactor.until(this.set.close());
     for (const { disk } of this.disks) await this.reactor.until(disk.close());
     await this.reactor.settle();
@@ -184,6 +197,7 @@ export class World {
   async die(power: boolean): Promise<void> {
     const { reactor } = this;
     reactor.die();
+    this.#tellDead();
     // What has heard of its end may still go on to its next wait, with the maps in its hands.
     await macrotask();
     for (const { storage } of this.held.keys()) for (const piece of storage.pieces) piece.close();
