@@ -1,8 +1,8 @@
 /** The portable driver: a reactor over node:fs and node:net.
  *
- *  For systems without io_uring. Correct everywhere, and slower: every operation costs a trip through
- *  Node's thread pool or event loop, and a closure. Uses the callback API of node:fs, which takes a third
- *  of the time of FileHandle. Results are Node's errors turned back into error numbers. */
+ *  For systems without io_uring. Correct everywhere, and slower: every operation costs a trip through Node's
+ *  event loop, and one that may have to wait a trip through its thread pool and a closure. Uses the callback API of
+ *  node:fs, which takes a third of the time of FileHandle. Results are Node's errors turned back into error numbers. */
 
 import fs from 'node:fs';
 import { assert } from '../../util/assert.ts';
@@ -19,6 +19,7 @@ import type {
   SocketAddress,
   Stream,
 } from '../reactor.ts';
+import { InlineGuard } from '../inline-guard.ts';
 import { fallocate, ffiAvailable, mapAnonymous, unmap } from '../sys.ts';
 import { negativeErrno } from './errno.ts';
 import { adoptStream, connectStream, listenOn } from './sockets.ts';
@@ -39,6 +40,13 @@ export class PortableReactor implements Reactor, SocketHost {
   #lastTimer = 0;
   readonly #hooks: Array<() => void> = [];
   #turnEnding = false;
+  readonly #inline = new InlineGuard();
+  /** Operations that were done at once, since #inlineSinceMs; their completions run when the present callback has ended. */
+  #done: Completion[] = [];
+  #doneResults: number[] = [];
+  #spareDone: Completion[] = [];
+  #spareResults: number[] = [];
+  #inlineSinceMs = 0;
   #inFlight = 0;
   #sockets = 0;
   #closed = false;
@@ -70,26 +78,74 @@ export class PortableReactor implements Reactor, SocketHost {
   }
 
   readCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
-    this.read(fd, at, length, offset, completion);
+    if (!this.#mayInline(fd, length)) return this.read(fd, at, length, offset, completion);
+    try {
+      this.#finish(completion, fs.readSync(fd, this.arena.bytes, at, length, offset));
+    } catch (error) {
+      this.#finish(completion, negativeErrno(error as NodeJS.ErrnoException));
+    }
   }
 
   writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
-    this.write(fd, at, length, offset, false, completion);
+    if (!this.#mayInline(fd, length)) return this.write(fd, at, length, offset, false, completion);
+    try {
+      this.#finish(completion, fs.writeSync(fd, this.arena.bytes, at, length, offset));
+    } catch (error) {
+      this.#finish(completion, negativeErrno(error as NodeJS.ErrnoException));
+    }
   }
 
   writeGatherCached(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
-    this.writeGather(fd, segments, count, offset, completion);
+    let length = 0;
+    for (let i = 0; i < count; i++) length += segments[i * 2 + 1]!;
+    if (!this.#mayInline(fd, length)) return this.writeGather(fd, segments, count, offset, completion);
+    try {
+      this.#finish(completion, fs.writevSync(fd, this.#views(segments, count), offset));
+    } catch (error) {
+      this.#finish(completion, negativeErrno(error as NodeJS.ErrnoException));
+    }
   }
+
+  #mayInline(fd: number, length: number): boolean {
+    const now = performance.now();
+    if (fd < 0 || !this.#inline.allows(length, now)) return false;
+    if (this.#done.length === 0) this.#inlineSinceMs = now;
+    return true;
+  }
+
+  #finish(completion: Completion, result: number): void {
+    this.started();
+    this.#done.push(completion);
+    this.#doneResults.push(result);
+    if (this.#done.length === 1) process.nextTick(this.#endDone);
+  }
+
+  readonly #endDone = (): void => {
+    this.#inline.took(this.#inlineSinceMs, performance.now());
+    const done = this.#done;
+    const results = this.#doneResults;
+    this.#done = this.#spareDone;
+    this.#doneResults = this.#spareResults;
+    for (let i = 0; i < done.length; i++) this.ended(done[i]!, results[i]!);
+    done.length = 0;
+    results.length = 0;
+    this.#spareDone = done;
+    this.#spareResults = results;
+  };
 
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
     const callback = this.#callback(completion);
+    if (fd < 0) this.#fail(callback, 'EBADF');
+    else fs.writev(fd, this.#views(segments, count), offset, callback);
+  }
+
+  #views(segments: Float64Array, count: number): Uint8Array[] {
     const views: Uint8Array[] = [];
     for (let i = 0; i < count; i++) {
       const at = segments[i * 2]!;
       views.push(this.arena.bytes.subarray(at, at + segments[i * 2 + 1]!));
     }
-    if (fd < 0) this.#fail(callback, 'EBADF');
-    else fs.writev(fd, views, offset, callback);
+    return views;
   }
 
   sync(fd: number, completion: Completion): void {

@@ -13,6 +13,8 @@ import { negativeErrno } from './errno.ts';
 export const STREAM_BUFFER = 256 * 1024;
 /** Segments of one send, as many as writev takes. */
 const LIST_SEGMENTS = 1024;
+/** Sends up to this size are copied into one piece. */
+const JOIN_BYTES = 256 * 1024;
 
 /** What the stream needs of its reactor. */
 export interface StreamHost {
@@ -39,7 +41,10 @@ export class PortableStream implements Stream {
   /** -errno of the first failure, or 0. */
   #failure = 0;
   #closed = false;
+  /** Memory of the send under way, if it was joined. */
+  #joined: Uint8Array | null = null;
   readonly #fill = (): void => this.#moveReceived();
+  readonly #written = (error?: Error | null): void => this.#sent(error == null ? this.#sendBytes : -ERRNO.EPIPE);
 
   constructor(host: StreamHost, readable: Readable, writable: Writable) {
     this.#host = host;
@@ -117,12 +122,26 @@ export class PortableStream implements Stream {
     const segments = this.#queued;
     this.#queued = [];
     this.#queuedBytes = 0;
-    const last = segments.pop()!;
     const writable = this.#writable;
-    writable.cork();
-    for (const segment of segments) writable.write(segment);
-    writable.write(last, (error) => this.#sent(error == null ? this.#sendBytes : -ERRNO.EPIPE));
-    writable.uncork();
+    const joined = segments.length > 1 && this.#sendBytes <= JOIN_BYTES;
+    const last = joined ? this.#join(segments) : segments.pop()!;
+    if (!joined) {
+      writable.cork();
+      for (const segment of segments) writable.write(segment);
+    }
+    writable.write(last, this.#written);
+    if (!joined) writable.uncork();
+  }
+
+  /** Small segments in a row: copying them takes less time than Node takes for each. */
+  #join(segments: readonly Uint8Array[]): Uint8Array {
+    const joined = (this.#joined ??= new Uint8Array(JOIN_BYTES));
+    let end = 0;
+    for (const segment of segments) {
+      joined.set(segment, end);
+      end += segment.length;
+    }
+    return joined.subarray(0, end);
   }
 
   #sent(result: number): void {

@@ -42,7 +42,7 @@ import { boundPort, describe, disableNagle, encodeAddress, openListener, openSoc
 import { STREAM_MEMORY, UringStream } from './stream.ts';
 import type { StreamHost } from './stream.ts';
 import { Timers } from '../timers.ts';
-import { InlineGuard } from './inline-guard.ts';
+import { InlineGuard } from '../inline-guard.ts';
 
 const RWF_DSYNC = 2;
 const FSYNC_DATASYNC = 1;
