@@ -40,7 +40,7 @@ export async function backUp(source: BackupSource, options: BackupOptions): Prom
     const manifest = openManifest(diskPath, source.disk, source.identity);
     const { plan, ranges } = await decide(diskPath, manifest, source, options.mode ?? 'auto');
     options.onPlan?.(plan);
-    const result = await store(diskPath, source, plan, ranges, options);
+    const result = await store(diskPath, manifest, source, { plan, ranges, context: options });
     writeManifest(diskPath, {
       ...manifest,
       // The newest word, in case the disk was moved.
@@ -89,13 +89,20 @@ function stateOf({
 /** Writes the point's file and gives it its name. */
 async function store(
   diskPath: string,
+  manifest: Manifest,
   source: BackupSource,
-  plan: BackupPlan,
-  ranges: readonly ByteRange[],
-  context: CopyContext,
+  {
+    plan,
+    ranges,
+    context,
+  }: {
+    readonly plan: BackupPlan;
+    readonly ranges: readonly ByteRange[];
+    readonly context: CopyContext;
+  },
 ): Promise<BackupResult> {
   const createdAt = new Date();
-  const id = newPointId(createdAt);
+  const id = newPointId(createdAt, manifest.points);
   const device: BlockDevice = source.device;
   const file = partialFile(diskPath, id);
   const parent = plan.parent?.id ?? null;

@@ -79,8 +79,16 @@ test('points are found by id, the newest by default', () => {
 });
 
 test('ids sort by time', () => {
-  const earlier = newPointId(new Date('2026-11-20T23:59:00.999Z'));
-  const later = newPointId(new Date('2026-11-20T23:59:01.000Z'));
+  const earlier = newPointId(new Date('2026-11-20T23:59:00.999Z'), []);
+  const later = newPointId(new Date('2026-11-20T23:59:01.000Z'), []);
   expect(earlier).toMatch(/^20261120T235900Z-[0-9a-f]{4}$/);
   expect(earlier < later).toBe(true);
+});
+
+test('a new id is none of those there are', () => {
+  const time = new Date('2026-11-20T23:59:00Z');
+  const evenOnes = Array.from({ length: 2 ** 15 }, (_, i) => ({
+    id: `20261120T235900Z-${(2 * i).toString(16).padStart(4, '0')}`,
+  }));
+  for (let i = 0; i < 20; i++) expect(newPointId(time, evenOnes)).toMatch(/[13579bdf]$/);
 });

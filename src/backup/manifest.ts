@@ -123,10 +123,13 @@ function unreadable(origin: string, why: string, cause?: unknown): BlksnapError 
   );
 }
 
-/** A new id: sorts by time, differs within a second. */
-export function newPointId(time: Date): string {
+/** A new id: sorts by time, and is none of the points there are, which its file would replace. */
+export function newPointId(time: Date, points: ReadonlyArray<{ readonly id: string }>): string {
   const stamp = time.toISOString().replace(/[-:]|\.\d+/g, '');
-  return `${stamp}-${randomBytes(2).toString('hex')}`;
+  for (;;) {
+    const id = `${stamp}-${randomBytes(2).toString('hex')}`;
+    if (!points.some((point) => point.id === id)) return id;
+  }
 }
 
 /** The point of that id, or the newest when none is given. Errors: ENOENT, naming what there is. */

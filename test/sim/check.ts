@@ -23,6 +23,7 @@ export async function check(world: World): Promise<void> {
     world.held.set(snapshot, kept);
   }
   for (const owner of world.disks) checkHistory(world, owner);
+  await world.machine.depot.check(world);
   clock.calm--;
 }
 

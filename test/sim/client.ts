@@ -8,7 +8,8 @@ import { MIB } from '../../src/util/units.ts';
 import { SimReactor } from './reactor.ts';
 import type { World } from './world.ts';
 
-const ARENA_BYTES = 4 * MIB;
+/** Enough for a backup, its checks included. */
+const ARENA_BYTES = 16 * MIB;
 
 export class SimClient {
   readonly reactor: SimReactor;

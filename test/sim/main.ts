@@ -40,10 +40,12 @@ const goesOn = (done: number): boolean =>
     ? done < Number(values.seeds)
     : performance.now() - began < Number(values.minutes) * 60_000;
 let stepsRun = 0;
+const counts = new Map<string, number>();
 for (let done = 0; goesOn(done); done++) {
   const program: Program = { seed: Number(values.seed) + done, steps, ...(keep !== undefined && { keep }) };
   const outcome = await runProgram(program);
   stepsRun += outcome.stepsRun;
+  for (const [what, count] of outcome.counts) counts.set(what, (counts.get(what) ?? 0) + count);
   if (outcome.failure !== null) {
     await report(program, outcome);
     process.exitCode = 1;
@@ -51,4 +53,5 @@ for (let done = 0; goesOn(done); done++) {
   }
   console.log(`seed ${program.seed}: ${outcome.stepsRun} steps, trace ${outcome.traceHash.toString(16)}`);
 }
+console.log(`backups: ${[...counts].map(([what, count]) => `${count} ${what}`).join(', ')}`);
 console.log(`${stepsRun} steps in ${((performance.now() - began) / 1000).toFixed(1)} s`);

@@ -26,6 +26,8 @@ export interface Outcome {
   /** The same for two runs of one program, bit for bit. */
   readonly traceHash: number;
   readonly kinds: ReadonlyMap<number, Step>;
+  /** What backups came to, and how often. */
+  readonly counts: ReadonlyMap<string, number>;
 }
 
 export async function runProgram({ seed, steps, keep }: Program): Promise<Outcome> {
@@ -39,8 +41,8 @@ export async function runProgram({ seed, steps, keep }: Program): Promise<Outcom
   let late: Error | null = null;
   const stray = (error: unknown): void => void (late ??= error as Error);
   process.on('uncaughtException', stray).on('unhandledRejection', stray);
+  const machine = newMachine(clock, drawWeather(seed), directory);
   try {
-    const machine = newMachine(clock, drawWeather(seed), directory);
     clock.random = new Prng(seed * 1000 + 2);
     world = await World.start(machine);
     for (const number of numbers) {
@@ -58,6 +60,7 @@ export async function runProgram({ seed, steps, keep }: Program): Promise<Outcom
     failure = error as Error;
   }
   process.off('uncaughtException', stray).off('unhandledRejection', stray);
+  machine.depot.close();
   fs.rmSync(directory, { recursive: true });
-  return { failure, stepsRun: kinds.size, failedAt, traceHash: clock.traceHash, kinds };
+  return { failure, stepsRun: kinds.size, failedAt, traceHash: clock.traceHash, kinds, counts: machine.depot.counts };
 }

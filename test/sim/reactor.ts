@@ -27,10 +27,40 @@ import { BlksnapError, ERRNO } from '../../src/util/errors.ts';
 import type { Prng } from '../../src/util/prng.ts';
 import type { SimClock, SimProcess } from './clock.ts';
 import type { Event } from './events.ts';
+import { realFile } from './real-file.ts';
 import { streamPair } from './stream.ts';
 import type { SimStream, StreamWorld } from './stream.ts';
 import type { VirtualFile } from './virtual-file.ts';
 import type { Weather } from './weather.ts';
+
+type Fault = {
+  [Name in keyof Weather]: Weather[Name] extends number ? Name : never;
+}[keyof Weather];
+
+/** What an operation works on. */
+export interface SimFile {
+  readonly place: 'origin' | 'storage' | 'backup';
+  readonly size: number;
+  /** Faults that struck it. */
+  readonly faults: Record<Operation['kind'], number>;
+  read(offset: number, into: Uint8Array): void;
+  /** The count written. */
+  write(offset: number, from: Uint8Array): number;
+  clear(offset: number, length: number, punch: boolean): void;
+  reserve(offset: number, length: number): boolean;
+  sync(): void;
+  syncRange(offset: number, length: number): void;
+  /** A sync failed. */
+  loseUnsynced(random: Prng): void;
+  /** Whether the range cannot be read, now and later. */
+  isBad(offset: number, length: number): boolean;
+}
+
+const FAULTS: Record<SimFile['place'], Record<Operation['kind'], Fault>> = {
+  origin: { read: 'originReadError', write: 'originWriteError', allocate: 'originWriteError', sync: 'syncError' },
+  storage: { read: 'storageReadError', write: 'storageWriteError', allocate: 'storageWriteError', sync: 'syncError' },
+  backup: { read: 'backupReadError', write: 'backupWriteError', allocate: 'backupWriteError', sync: 'backupSyncError' },
+};
 
 /** A file operation: what it does at its effect, and what kind of fault may strike it. */
 interface Operation {
@@ -38,7 +68,7 @@ interface Operation {
   readonly offset: number;
   readonly length: number;
   /** Does a part of it; the result of the last part is the operation's. */
-  readonly effect: (file: VirtualFile, from: number, to: number) => number;
+  readonly effect: (file: SimFile, from: number, to: number) => number;
 }
 
 export interface SimReactorOptions {
@@ -52,7 +82,7 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   readonly arena: Arena;
   readonly clock: SimClock;
   readonly #weather: Weather;
-  readonly #files = new Map<number, VirtualFile>();
+  readonly #files = new Map<number, SimFile>();
   readonly #timers = new Map<number, Event>();
   readonly #hooks: Array<() => void> = [];
   readonly #streams = new Set<SimStream>();
@@ -130,7 +160,7 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   }
 
   read(fd: number, at: number, length: number, offset: number, completion: Completion): void {
-    const effect = (file: VirtualFile, from: number, to: number): number => {
+    const effect = (file: SimFile, from: number, to: number): number => {
       const end = Math.min(offset + to, file.size);
       if (end > offset + from) file.read(offset + from, this.arena.bytes.subarray(at + from, at + end - offset));
       return Math.max(0, end - offset);
@@ -139,7 +169,7 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   }
 
   write(fd: number, at: number, length: number, offset: number, durable: boolean, completion: Completion): void {
-    const effect = (file: VirtualFile, from: number, to: number): number => {
+    const effect = (file: SimFile, from: number, to: number): number => {
       const done = file.write(offset + from, this.arena.bytes.subarray(at + from, at + to));
       if (durable) file.syncRange(offset + from, done);
       return from + done === 0 ? -ERRNO.ENOSPC : from + done;
@@ -162,7 +192,7 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
     let length = 0;
     for (let i = 0; i < count; i++) length += segments[i * 2 + 1]!;
-    const effect = (file: VirtualFile, from: number, to: number): number => {
+    const effect = (file: SimFile, from: number, to: number): number => {
       const gathered = new Uint8Array(length);
       for (let i = 0, place = 0; i < count; i++) {
         const at = segments[i * 2]!;
@@ -176,7 +206,7 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   }
 
   sync(fd: number, completion: Completion): void {
-    const effect = (file: VirtualFile): number => {
+    const effect = (file: SimFile): number => {
       file.sync();
       return 0;
     };
@@ -184,7 +214,7 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   }
 
   allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void {
-    const effect = (file: VirtualFile): number => {
+    const effect = (file: SimFile): number => {
       switch (mode) {
         case ALLOCATE_PUNCH_HOLE:
         case ALLOCATE_ZERO_RANGE:
@@ -201,7 +231,8 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
 
   #start(fd: number, operation: Operation, completion: Completion): void {
     this.started();
-    const file = this.#files.get(fd);
+    // A virtual file's number may have been given to a real one since it was closed.
+    const file = realFile(fd) ?? this.#files.get(fd);
     if (file === undefined) {
       this.after(1, () => this.end(completion, -ERRNO.EBADF));
       return;
@@ -210,8 +241,9 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
     const fault = this.clock.calm === 0 ? this.#fault(file, operation) : 0;
     let { length } = operation;
     const { kind } = operation;
-    if (fault < 0) length = kind === 'read' || kind === 'write' ? this.random.below(length) : 0;
-    else if (this.clock.calm === 0 && file.kept && (kind === 'read' || kind === 'write') && this.#strikes('shortIo'))
+    const isTransfer = kind === 'read' || kind === 'write';
+    if (fault < 0) length = isTransfer ? this.random.below(length) : 0;
+    else if (this.clock.calm === 0 && file.place !== 'storage' && isTransfer && this.#strikes('shortIo'))
       length = 1 + this.random.below(length);
     if (fault < 0 && kind === 'sync') {
       this.after(totalUs, () => {
@@ -229,7 +261,7 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
     );
   }
 
-  #schedule(file: VirtualFile, operation: Operation, totalUs: number, done: (result: number) => void): void {
+  #schedule(file: SimFile, operation: Operation, totalUs: number, done: (result: number) => void): void {
     const { kind, length, effect } = operation;
     const inParts = (kind === 'read' || kind === 'write') && length > 1 && this.#strikes('torn');
     const middle = inParts ? 1 + this.random.below(length - 1) : 0;
@@ -250,21 +282,22 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
     });
   }
 
-  #duration(file: VirtualFile): number {
+  #duration(file: SimFile): number {
     const { originSlowUs, storageSlowUs } = this.#weather;
-    const us = 1 + this.random.below(file.kept ? originSlowUs : storageSlowUs);
+    const us = 1 + this.random.below(file.place === 'origin' ? originSlowUs : storageSlowUs);
     return this.#strikes('stall') ? us * 100 : us;
   }
 
   /** The errno that an operation is to end with, or 0. */
-  #fault(file: VirtualFile, { kind }: Operation): number {
-    if (file.kept && this.#strikes('interrupted')) return -ERRNO.EINTR;
-    if (!this.#strikes(faultOf(file.kept, kind))) return 0;
+  #fault(file: SimFile, { kind, offset, length }: Operation): number {
+    if (file.place === 'origin' && this.#strikes('interrupted')) return -ERRNO.EINTR;
+    const bad = kind === 'read' && file.isBad(offset, length);
+    if (!bad && !this.#strikes(FAULTS[file.place][kind])) return 0;
     file.faults[kind]++;
-    return -ERRNO.EIO;
+    return file.place === 'backup' && kind === 'write' ? -ERRNO.ENOSPC : -ERRNO.EIO;
   }
 
-  #strikes(what: 'interrupted' | 'shortIo' | 'stall' | 'torn' | ReturnType<typeof faultOf>): boolean {
+  #strikes(what: Fault): boolean {
     return this.random.chance(this.#weather[what]);
   }
 
@@ -360,13 +393,4 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
     this.#dead = true;
     this.clock.processes.delete(this);
   }
-}
-
-function faultOf(
-  kept: boolean,
-  kind: Operation['kind'],
-): 'originReadError' | 'originWriteError' | 'syncError' | 'storageReadError' | 'storageWriteError' {
-  if (kind === 'sync') return 'syncError';
-  if (kind === 'read') return kept ? 'originReadError' : 'storageReadError';
-  return kept ? 'originWriteError' : 'storageWriteError';
 }

@@ -27,6 +27,7 @@ export const STEPS = [
   'quiet',
   'append',
   'clients',
+  'backup',
 ] as const;
 export type Step = (typeof STEPS)[number];
 const WEIGHTS: Record<Step, number> = {
@@ -41,6 +42,7 @@ const WEIGHTS: Record<Step, number> = {
   quiet: 6,
   append: 8,
   clients: 10,
+  backup: 16,
 };
 
 export function drawStep(random: Prng): Step {
@@ -82,6 +84,9 @@ export async function runStep(world: World, step: Step, random: Prng): Promise<W
     case 'append':
       await append(world, random);
       break;
+    case 'backup':
+      for (let rounds = 1 + random.below(3); rounds > 0; rounds--) await backup(world, random);
+      break;
     case 'clients':
       await comeAndGo(world, random);
       break;
@@ -90,25 +95,22 @@ export async function runStep(world: World, step: Step, random: Prng): Promise<W
   return world;
 }
 
+type Among = 'take' | 'destroy' | 'backup';
+
 /** Starts operations, now and then with time between them, and at a random place among them something else. */
-async function start(
-  world: World,
-  flow: Traffic,
-  random: Prng,
-  count: number,
-  among?: 'take' | 'destroy',
-): Promise<void> {
+async function start(world: World, flow: Traffic, random: Prng, count: number, among?: Among): Promise<void> {
   const place = random.below(count + 1);
   for (let i = 0; i <= count; i++) {
     if (i === place && among === 'take') flow.run(take(world, random));
     if (i === place && among === 'destroy') destroy(world, flow, random);
+    if (i === place && among === 'backup') flow.runRemote(world.machine.depot.work(world, random));
     if (i < count) flow.start(random);
     if (random.chance(0.02)) vanish(world, random);
     if (random.chance(0.3)) for (let turns = random.below(20); turns > 0; turns--) await world.reactor.turn();
   }
 }
 
-async function traffic(world: World, random: Prng, count: number, among?: 'take' | 'destroy'): Promise<void> {
+async function traffic(world: World, random: Prng, count: number, among?: Among): Promise<void> {
   const flow = new Traffic(world);
   const giveBack = random.chance(world.machine.weather.hoggedArena) ? world.hog() : (): void => {};
   await start(world, flow, random, count, among);
@@ -120,6 +122,15 @@ async function traffic(world: World, random: Prng, count: number, among?: 'take'
     }),
   );
   await world.reactor.until(Promise.all([flow.ended(), helped]));
+}
+
+/** A backup, restore or prune among traffic, mostly of something new: that is what increments are made of. */
+async function backup(world: World, random: Prng): Promise<void> {
+  if (random.chance(0.7)) {
+    if (world.held.size === MOST_SNAPSHOTS) await world.reactor.until(world.destroy([...world.held.keys()][0]!));
+    await traffic(world, random, random.below(8), 'take');
+  }
+  await traffic(world, random, random.below(12), 'backup');
 }
 
 /** A client dies, whatever it is doing. */
@@ -169,7 +180,7 @@ async function append(world: World, random: Prng): Promise<void> {
 function release(world: World, random: Prng): void {
   const { images } = world;
   const held = images[random.below(Math.max(1, images.length))];
-  if (held === undefined) return;
+  if (held === undefined || held.busy > 0) return;
   const chunks = Math.ceil(held.content.length / CHUNK);
   const first = random.below(chunks);
   const end = Math.min(chunks, first + 1 + random.below(40));
@@ -232,7 +243,7 @@ async function die(world: World, random: Prng, power: boolean): Promise<World> {
     flow,
     random,
     random.below(20),
-    random.chance(0.3) ? 'take' : random.chance(0.3) ? 'destroy' : undefined,
+    random.chance(0.3) ? 'take' : random.chance(0.3) ? 'destroy' : random.chance(0.5) ? 'backup' : undefined,
   );
   for (let turns = random.below(40); turns > 0; turns--) await world.reactor.turn();
   flow.abandon();

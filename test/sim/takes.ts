@@ -62,6 +62,7 @@ export async function take(world: World, random: Prng): Promise<void> {
       changeNumber,
       released: new Set(),
       uncertain: new Set(),
+      busy: 0,
     });
   }
   expectOrder(verdicts);

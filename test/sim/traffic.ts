@@ -78,8 +78,13 @@ export class Traffic {
   }
 
   #start(way: Way, promise: Promise<void>): void {
+    if (way.client === null) this.run(promise);
+    else this.runRemote(promise);
+  }
+
+  /** As run, of something that outlives the daemon. */
+  runRemote(promise: Promise<void>): void {
     this.run(promise);
-    if (way.client === null) return;
     this.#remote.add(promise);
     const ended = (): void => void this.#remote.delete(promise);
     promise.then(ended, ended);
@@ -270,7 +275,7 @@ export class Traffic {
   #changeImage(held: SimImage, random: Prng): void {
     const range = this.#range(random, held.content.length);
     const io = this.#drawChange(random, range);
-    if (isReleased(held, range)) return;
+    if (isReleased(held, range) || held.busy > 0) return;
     const way = this.#way(held.image, random);
     const done = this.#claim(held, range, true);
     if (done !== null) this.#start(way, this.#runImageChange(held, way, io).finally(done));

@@ -7,6 +7,7 @@
 import { openSync } from 'node:fs';
 import type { HoleFinder } from '../../src/block/device.ts';
 import type { Prng } from '../../src/util/prng.ts';
+import type { SimFile } from './reactor.ts';
 
 const PAGE = 4096;
 const SECTOR = 512;
@@ -25,13 +26,15 @@ export interface VirtualFileOptions {
   readonly kept?: boolean;
 }
 
-export class VirtualFile implements HoleFinder {
+export class VirtualFile implements HoleFinder, SimFile {
   readonly name: string;
-  readonly kept: boolean;
+  readonly place: 'origin' | 'storage';
   size: number;
   capacityPages: number;
   /** Faults that were injected into operations on this file. */
   readonly faults = { read: 0, write: 0, sync: 0, allocate: 0 };
+  /** Sectors that cannot be read until they are written. */
+  readonly #bad = new Set<number>();
   #pages = new Map<number, Uint8Array>();
   readonly #platter = new Map<number, Uint8Array>();
   readonly #unsynced: Unsynced[] = [];
@@ -40,7 +43,7 @@ export class VirtualFile implements HoleFinder {
     this.name = name;
     this.size = size;
     this.capacityPages = capacityPages;
-    this.kept = kept;
+    this.place = kept ? 'origin' : 'storage';
   }
 
   /** A number for the file. It is a real descriptor of nothing, so that whoever has to close it can. */
@@ -61,6 +64,22 @@ export class VirtualFile implements HoleFinder {
     }
   }
 
+  /** Sectors of the range go bad. */
+  spoil(offset: number, length: number): void {
+    for (let sector = Math.floor(offset / SECTOR); sector * SECTOR < offset + length; sector++) this.#bad.add(sector);
+  }
+
+  isBad(offset: number, length: number): boolean {
+    for (const sector of this.#bad)
+      if (sector * SECTOR < offset + length && (sector + 1) * SECTOR > offset) return true;
+    return false;
+  }
+
+  #heal(offset: number, length: number): void {
+    for (const sector of this.#bad)
+      if (sector * SECTOR >= offset && (sector + 1) * SECTOR <= offset + length) this.#bad.delete(sector);
+  }
+
   /** The count written: less than there is when the place is full. */
   write(offset: number, from: Uint8Array): number {
     let done = 0;
@@ -74,6 +93,7 @@ export class VirtualFile implements HoleFinder {
       done += count;
     }
     this.size = Math.max(this.size, offset + done);
+    this.#heal(offset, done);
     this.#log(offset, done);
     return done;
   }
@@ -124,7 +144,7 @@ export class VirtualFile implements HoleFinder {
   // --- the platter ----------------------------------------------------------------------------
 
   #log(offset: number, length: number): void {
-    if (!this.kept || length <= 0) return;
+    if (this.place !== 'origin' || length <= 0) return;
     const last = Math.floor((offset + length - 1) / SECTOR);
     for (let sector = Math.floor(offset / SECTOR); sector <= last; sector++) {
       const bytes = new Uint8Array(SECTOR);

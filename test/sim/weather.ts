@@ -9,6 +9,10 @@ export interface Weather {
   readonly syncError: number;
   readonly storageReadError: number;
   readonly storageWriteError: number;
+  /** Of a backup's files; a write error is a full disk. */
+  readonly backupReadError: number;
+  readonly backupWriteError: number;
+  readonly backupSyncError: number;
   readonly interrupted: number;
   readonly shortIo: number;
   /** An operation that takes a hundred times as long. */
@@ -33,6 +37,10 @@ const KIB = 1024;
 export function drawWeather(seed: number): Weather {
   const random = new Prng(seed * 31 + 7);
   for (let i = 0; i < 8; i++) random.u32();
+  // Draws of its own: what is added here changes no other weather.
+  const more = new Prng(seed * 31 + 8);
+  for (let i = 0; i < 8; i++) more.u32();
+  const moreFails = (most: number): number => (more.chance(0.3) ? (most * (1 + more.below(10))) / 10 : 0);
   const often = (chance: number, most: number): number =>
     random.chance(chance) ? (most * (1 + random.below(10))) / 10 : 0;
   const failing = random.chance(0.45);
@@ -43,6 +51,9 @@ export function drawWeather(seed: number): Weather {
     syncError: fails(0.1),
     storageReadError: fails(0.02),
     storageWriteError: fails(0.05),
+    backupReadError: moreFails(0.02),
+    backupWriteError: moreFails(0.05),
+    backupSyncError: moreFails(0.1),
     interrupted: often(0.5, 0.05),
     shortIo: often(0.5, 0.1),
     stall: often(0.4, 0.02),

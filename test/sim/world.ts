@@ -5,6 +5,8 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Arena, NO_MEMORY } from '../../src/io/arena.ts';
 import { BioPool } from '../../src/block/bio.ts';
+import { pushExtent } from '../../src/block/device.ts';
+import type { Extent } from '../../src/block/device.ts';
 import { DescriptorDevice } from '../../src/block/descriptor-device.ts';
 import { Disk } from '../../src/block/disk.ts';
 import { DEFAULT_PARAMETERS } from '../../src/blksnap/parameters.ts';
@@ -19,6 +21,7 @@ import type { SimClock } from './clock.ts';
 import { SimReactor } from './reactor.ts';
 import { Serving } from './serving.ts';
 import type { SimClient } from './client.ts';
+import { Depot } from './depot.ts';
 import { VirtualFile } from './virtual-file.ts';
 import type { Weather } from './weather.ts';
 
@@ -48,6 +51,8 @@ export interface SimImage extends Past {
   readonly released: Set<number>;
   /** Writes under way, or that failed: each byte is old or new. */
   readonly uncertain: Set<{ readonly offset: number; readonly data: Uint8Array }>;
+  /** Readers that want it as it is now. */
+  busy: number;
 }
 
 /** The machine's disks, and what is known of each. */
@@ -56,6 +61,7 @@ export interface Machine {
   readonly weather: Weather;
   /** Of the change maps. */
   readonly directory: string;
+  readonly depot: Depot;
   readonly disks: ReadonlyArray<{ readonly model: DiskModel; readonly file: VirtualFile; readonly past: Past[] }>;
   /** A time for each thing that begins or ends: what ended before another began has a lower one. */
   tick(): number;
@@ -72,7 +78,7 @@ export function newMachine(clock: SimClock, weather: Weather, directory: string)
     return { model: new DiskModel(`disk${i}`, content), file, past: [] };
   });
   let ticks = 0;
-  return { clock, weather, directory, disks, tick: () => ++ticks };
+  return { clock, weather, directory, depot: new Depot(directory), disks, tick: () => ++ticks };
 }
 
 /** The product's device on a descriptor, which knows from the file where its holes are. */
@@ -94,6 +100,19 @@ class VirtualDisk extends DescriptorDevice {
     });
     this.holes = file;
   }
+
+  override async extents(offset: number, length: number): Promise<Extent[]> {
+    const found: Extent[] = [];
+    const end = offset + length;
+    for (let at = offset; at < end;) {
+      const data = this.holes.dataFrom(at, end);
+      if (data > at) pushExtent(found, data - at, true, true);
+      const hole = this.holes.dataUntil(data, end);
+      if (hole > data) pushExtent(found, hole - data, false, false);
+      at = hole;
+    }
+    return found;
+  }
 }
 
 export class World {
@@ -105,6 +124,9 @@ export class World {
   readonly held = new Map<Snapshot, SimImage[]>();
   readonly serving: Serving;
   readonly clients: SimClient[] = [];
+  /** Processes that back up, restore or prune. */
+  readonly workers = new Set<SimClient>();
+  dead = false;
   readonly copyMemory: Arena;
   readonly #copyAt: number;
   /** Resolves when the daemon dies. */
@@ -197,7 +219,12 @@ export class World {
   async die(power: boolean): Promise<void> {
     const { reactor } = this;
     reactor.die();
+    this.dead = true;
     this.#tellDead();
+    if (power) {
+      for (const worker of this.workers) worker.vanish();
+      this.machine.depot.losePower(reactor.random);
+    }
     // What has heard of its end may still go on to its next wait, with the maps in its hands.
     await macrotask();
     for (const { storage } of this.held.keys()) for (const piece of storage.pieces) piece.close();
