@@ -36,6 +36,7 @@ export default defineConfig({
           include: [`test/kernel/${kernel}/**/*.test.ts`],
           setupFiles: ['test/kernel/setup.ts'],
           testTimeout: 120_000,
+          hookTimeout: 120_000,
         },
       })),
     ],

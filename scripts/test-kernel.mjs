@@ -1,6 +1,6 @@
 /** `npm run test:kernel [-- [--kernel uml|qemu]… [FILE…]]`: the tests that need a kernel of their own, each kind in
- *  one machine of it. Without --kernel: every kind that has files to run. Expects a build, and makes one when there
- *  is none. Where a machine cannot be had its tests are skipped by name. Ends with 1 when one fails. Plain Node, no packages. */
+ *  one machine of it. Without --kernel: every kind that has files to run. Builds first,
+ *  unless --built says that this is done. Where a machine cannot be had its tests are skipped by name. Ends with 1 when one fails. Plain Node, no packages. */
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
@@ -11,11 +11,11 @@ import { ROOT, build, installPackages, say } from './prepare.mjs';
 import { VM_KERNELS, missingForVm, prepareVm, runInVm } from './vm/run.mjs';
 
 const MEMORY_MIB = 2048;
-const LIMIT_SECONDS = 280;
+const LIMIT_SECONDS = 900;
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { kernel: { type: 'string', multiple: true } },
+  options: { kernel: { type: 'string', multiple: true }, built: { type: 'boolean', default: false } },
 });
 
 /** Test files of a kind of machine that were asked for, in the way of vitest: by a part of their path.
@@ -42,11 +42,18 @@ function obstacle(kernel) {
 
 process.chdir(ROOT);
 installPackages();
-if (!existsSync('dist/cli/main.js')) build();
+if (!values.built) build();
 const chosen = VM_KERNELS.filter((kernel) => values.kernel?.includes(kernel) ?? true);
 let status = 0;
 for (const kernel of chosen.filter((one) => filesOf(one).length > 0)) {
-  const words = ['node_modules/vitest/vitest.mjs', 'run', '--maxWorkers=1', `--project=kernel-${kernel}`];
+  const words = [
+    'node_modules/vitest/vitest.mjs',
+    'run',
+    '--maxWorkers=1',
+    '--reporter=verbose',
+    '--reporter=./test/skip-reporter.ts',
+    `--project=kernel-${kernel}`,
+  ];
   const reason = obstacle(kernel);
   if (reason === undefined) {
     say(`testing in a kernel of its own (${kernel})`);

@@ -17,7 +17,7 @@ const vitest = path.join(ROOT, 'node_modules/vitest/vitest.mjs');
 const given = process.argv.slice(2);
 // One file at a time: the tests under load measure, and bring their own.
 const here = [vitest, 'run', '--maxWorkers=1', ...(given.length > 0 ? given : ['--project=!kernel-*'])];
-const runs = given.length > 0 ? [here] : [here, [path.join(ROOT, 'scripts/test-kernel.mjs')]];
+const runs = given.length > 0 ? [here] : [here, [path.join(ROOT, 'scripts/test-kernel.mjs'), '--built']];
 const statuses = runs.map(
   (args) => spawnSync(process.execPath, args, { cwd: ROOT, stdio: ['ignore', 'inherit', 'inherit'] }).status,
 );

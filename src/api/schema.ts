@@ -9,10 +9,12 @@ import type {
   FailureView,
   FilterView,
   ImageView,
+  KernelDeviceView,
   PreparedView,
   SnapshotView,
   StatusView,
 } from '../daemon/views.ts';
+import { VIAS } from '../kernel/provider.ts';
 import { ERRNO } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
 import { shape } from './shape.ts';
@@ -81,6 +83,7 @@ export const statusView = shape<StatusView>()(
       disks: z.int(),
       failedDisks: z.int(),
       snapshots: z.int(),
+      kernelDevices: z.int().openapi({ description: 'Disks and images that have a device in /dev' }),
     })
     .openapi('Status'),
 );
@@ -96,6 +99,16 @@ export const cbtView = shape<CbtView>()(
       reason: z.string().openapi({ description: 'Why this history began; empty when it goes on from before' }),
     })
     .openapi('ChangeTracking'),
+);
+
+const kernelDeviceView = shape<KernelDeviceView>()(
+  z
+    .object({
+      path: z.string().nullable().openapi({ description: 'The node in /dev; null while the device is down' }),
+      via: z.enum(VIAS),
+      failure: failure.nullable(),
+    })
+    .openapi('KernelDevice'),
 );
 
 export const diskView = shape<DiskView>()(
@@ -121,6 +134,7 @@ export const diskView = shape<DiskView>()(
         .object({ disk: z.string(), number: z.int(), offset: bytes, type: z.string(), label: z.string() })
         .nullable(),
       partitionTable: z.object({ scheme: z.enum(['gpt', 'mbr']), warnings: z.array(z.string()) }).nullable(),
+      kernelDevice: kernelDeviceView.nullable(),
     })
     .openapi('Disk'),
 );
@@ -139,6 +153,7 @@ const imageView = shape<ImageView>()(
       generationId: z.string(),
       changeNumber: z.int().openapi({ description: "The snapshot's own number in that history" }),
       error: errorCode.nullable().openapi({ description: 'Why the image is lost' }),
+      kernelDevice: kernelDeviceView.nullable(),
     })
     .openapi('Image'),
 );
@@ -206,12 +221,21 @@ export const eventsView = z.object({ events: z.array(eventView) });
 export const nameParam = z.object({ name: text.openapi({ param: { name: 'name', in: 'path' } }) });
 export const idParam = z.object({ id: text.openapi({ param: { name: 'id', in: 'path' } }) });
 
+const deviceRequest = {
+  kernelDevice: z
+    .boolean()
+    .optional()
+    .openapi({ description: 'A device in /dev. Default: for block devices, where the kernel has what it takes' }),
+  via: z.enum(VIAS).optional().openapi({ description: 'How. Default: the best that the kernel has' }),
+};
+
 export const attachRequest = z
   .strictObject({
     path: text.startsWith('/', 'want an absolute path'),
     name: text.optional().openapi({ description: "Default: the file's name without its extension" }),
     readOnly: z.boolean().optional(),
     direct: z.boolean().optional().openapi({ description: 'Past the page cache' }),
+    ...deviceRequest,
   })
   .openapi('AttachRequest');
 
@@ -242,6 +266,7 @@ export const snapshotRequest = z
       description: 'Where saved chunks go: a directory, a new file, an unused block device, or :memory:',
     }),
     limitBytes: storageLimit.optional(),
+    ...deviceRequest,
     leaseMs: z
       .int()
       .min(1000)
@@ -267,7 +292,7 @@ export const storageRequest = z
   .openapi('StorageRequest');
 
 export const preparedRequest = snapshotRequest
-  .omit({ hooks: true, leaseMs: true })
+  .omit({ hooks: true, leaseMs: true, kernelDevice: true, via: true })
   .extend({ disks: z.array(text).max(1024).default([]) })
   .openapi('PrepareRequest');
 

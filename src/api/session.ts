@@ -36,7 +36,10 @@ export class SnapshotSession {
 
   /** Takes a snapshot. Fails as Client.createSnapshot. */
   static async open(client: Client, request: Parameters<Client['createSnapshot']>[0]): Promise<SnapshotSession> {
-    return new SnapshotSession(client, await client.createSnapshot({ leaseMs: LEASE_MS, ...request }));
+    return new SnapshotSession(
+      client,
+      await client.createSnapshot({ leaseMs: LEASE_MS, kernelDevice: false, ...request }),
+    );
   }
 
   private constructor(client: Client, snapshot: SnapshotView) {

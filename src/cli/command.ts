@@ -1,8 +1,10 @@
 /** What all commands have in common: `--dir`, `--json`, an example in the help, one way to fail. */
 
 import path from 'node:path';
+import { Option } from 'commander';
 import type { Command } from 'commander';
 import type { Client } from '../api/client.ts';
+import { VIAS } from '../kernel/provider.ts';
 
 export interface CommonOptions {
   readonly dir?: string;
@@ -26,6 +28,13 @@ export function addCommand(parent: Command, usage: string, { summary, more, exam
     .option('--dir <dir>', "the daemon's directory (default: $BLKSNAP_DIR, or the place by convention)")
     .option('--json', 'print JSON')
     .addHelpText('after', `\nExample${examples.length > 1 ? 's' : ''}:\n${shown}`);
+}
+
+/** How to make kernel devices. */
+export function viaOption(): Option {
+  return new Option('--via <kind>', 'which kind of device in /dev (default: the best that the kernel has)').choices(
+    VIAS,
+  );
 }
 
 /** A client of the daemon in the directory that was given. */

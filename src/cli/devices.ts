@@ -31,7 +31,9 @@ async function findDisk(client: Client, device: string): Promise<DiskView | unde
   const named = disks.find(({ name }) => name === device);
   if (named !== undefined) return named;
   const real = fs.existsSync(device) ? fs.realpathSync(device) : absolute(device);
-  return disks.find(({ kind, path }) => kind === 'disk' && path === real);
+  return disks.find(
+    ({ kind, path, kernelDevice }) => (kind === 'disk' && path === real) || kernelDevice?.path === real,
+  );
 }
 
 /** Errors: ENOENT when it is not attached. */

@@ -28,7 +28,9 @@ export function diskOfHolder(holder: DeviceNumber, disks: readonly DiskView[], n
   const first = path.basename(node);
   for (;;) {
     const name = path.basename(node);
-    const disk = candidates.find((one) => samePlace(one.path, `/dev/${name}`));
+    const disk = candidates.find(
+      ({ path: own, kernelDevice }) => kernelDevice?.path === `/dev/${name}` || samePlace(own, `/dev/${name}`),
+    );
     if (disk !== undefined) return { disk, offset };
     const start = attribute(node, 'start');
     if (attribute(node, 'partition') !== null && start !== null) {

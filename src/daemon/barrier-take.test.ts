@@ -18,7 +18,13 @@ let threads: IoThread[];
 
 beforeEach(async () => {
   directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-barrier-'));
-  const listener = { event: () => {}, died: () => {}, exportChange: () => {}, handOver: () => {} };
+  const listener = {
+    event: () => {},
+    died: () => {},
+    exportChange: () => {},
+    handOver: () => {},
+    kernelLeft: () => {},
+  };
   const options = { driver, parameters: DEFAULT_PARAMETERS, filterModules: [] };
   threads = [await IoThread.start(options, listener), await IoThread.start(options, listener)];
 });

@@ -18,6 +18,7 @@ import { VERSION } from '../util/version.ts';
 import { Disks } from './disks.ts';
 import type { Host } from './host.ts';
 import { IoThreads, MAX_IO_THREADS } from './io-threads.ts';
+import { KernelDevices } from './kernel-devices.ts';
 import { lockDirectory } from './lock.ts';
 import type { FileLock } from '../io/lock-file.ts';
 import type { Log } from './log.ts';
@@ -53,6 +54,7 @@ export class Daemon {
   /** Where NBD clients connect. */
   #nbdAddress: SocketAddress;
   #stopping: Promise<void> | null = null;
+  readonly devices: KernelDevices;
   readonly disks: Disks;
   readonly snapshots: Snapshots;
   readonly mapped: Mapped;
@@ -77,11 +79,16 @@ export class Daemon {
           parameters: options.parameters ?? DEFAULT_PARAMETERS,
           filterModules: options.filterModules ?? [],
         },
-        { event: (event) => daemon?.snapshots.hear(event), died: (cause) => options.onFatal(cause) },
+        {
+          event: (event) => daemon?.snapshots.hear(event),
+          kernelLeft: (exportName) => void daemon?.devices.lost(exportName),
+          died: (cause) => options.onFatal(cause),
+        },
       );
       daemon = new Daemon(options, lock, io);
       for (const state of remembered) await daemon.disks.restore(state);
       await daemon.mapped.restore();
+      await daemon.devices.restore();
       // Last, so that a client that comes back finds its disk.
       await daemon.#listen();
       return daemon;
@@ -100,8 +107,9 @@ export class Daemon {
     const { paths, log } = options;
     const uri = (exportName: string): string => formatNbdUri({ address: this.#nbdAddress, exportName });
     const host: Host = { io, paths, log, serial: new Serial(), uri };
-    this.disks = new Disks(host);
-    this.snapshots = new Snapshots(host, this.disks);
+    this.devices = new KernelDevices(host);
+    this.disks = new Disks(host, this.devices);
+    this.snapshots = new Snapshots(host, { disks: this.disks, devices: this.devices });
     this.mapped = new Mapped(host, this.disks);
   }
 
@@ -122,6 +130,7 @@ export class Daemon {
   async #stop(): Promise<void> {
     this.snapshots.stop();
     try {
+      await this.devices.stop();
       await this.#io.stop();
     } finally {
       this.#lock.release();
@@ -146,6 +155,7 @@ export class Daemon {
       disks: this.disks.size,
       failedDisks: this.disks.failed,
       snapshots: this.snapshots.size,
+      kernelDevices: this.devices.size,
     };
   }
 }

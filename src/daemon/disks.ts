@@ -7,11 +7,12 @@ import type { ByteRange } from '../backup/ranges.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { checkName, defaultName, realPath, wholeDisk } from './disk-names.ts';
 import type { Host } from './host.ts';
+import type { KernelDevices } from './kernel-devices.ts';
 import type { AttachedFilter, DiskInfo } from './io-protocol.ts';
 import type { AttachRequest, MountRequest } from './requests.ts';
 import { saveState } from './state.ts';
 import type { DiskState } from './state.ts';
-import type { DiskView, FilterView } from './views.ts';
+import type { DiskView, FilterView, KernelDeviceView } from './views.ts';
 
 /** A disk that is to be served, and why it is not, where it is not. */
 type Entry =
@@ -22,10 +23,12 @@ type Entry =
 
 export class Disks {
   readonly #host: Host;
+  readonly #devices: KernelDevices;
   readonly #entries = new Map<string, Entry>();
 
-  constructor(host: Host) {
+  constructor(host: Host, devices: KernelDevices) {
     this.#host = host;
+    this.#devices = devices;
   }
 
   get size(): number {
@@ -120,6 +123,7 @@ export class Disks {
         throw cause;
       }
       this.#host.log.info({ disk: name, path: real }, 'attached');
+      await this.#addDevice(name, request, real);
       return this.#view(name, entry, info);
     });
   }
@@ -149,15 +153,38 @@ export class Disks {
     }
     await this.#host.serial.run([`disk ${name}`], async () => {
       const entry = this.#entry(name);
-      if (failureOf(entry) === null) await this.#host.io.call('detach', { name, force });
-      else if (entry.kind === 'mapped') await this.#host.io.call('dmForget', { name });
-      this.#entries.delete(name);
-      if (entry.kind === 'disk') {
-        this.#save();
-        fs.rmSync(this.#cbtPath(name), { force: true });
+      const held = await this.#devices.hold([name], { alsoOpeners: true, force });
+      try {
+        if (failureOf(entry) === null) await this.#host.io.call('detach', { name, force });
+        else if (entry.kind === 'mapped') await this.#host.io.call('dmForget', { name });
+      } catch (cause) {
+        for (const { release } of held) await release();
+        throw cause;
       }
-      this.#host.log.info({ disk: name }, 'detached');
+      await this.#devices.removeHeld(held);
+      this.#forget(name, entry);
     });
+  }
+
+  #forget(name: string, entry: Entry): void {
+    this.#entries.delete(name);
+    if (entry.kind === 'disk') {
+      this.#save();
+      fs.rmSync(this.#cbtPath(name), { force: true });
+    }
+    this.#host.log.info({ disk: name }, 'detached');
+  }
+
+  /** Gives a disk that was just attached its kernel device. Errors: as KernelDevices.add; the disk is then detached. */
+  async #addDevice(name: string, request: AttachRequest, real: string): Promise<void> {
+    try {
+      if (this.#devices.view(name) !== null) await this.#devices.retry(name);
+      else await this.#devices.add(name, request, { wanted: fs.statSync(real).isBlockDevice() });
+    } catch (cause) {
+      await this.#host.io.call('detach', { name, force: true });
+      this.#forget(name, this.#entry(name));
+      throw cause;
+    }
   }
 
   /** Reads a disk's partition table anew: the disk and its partitions. Errors: ENOENT; EBUSY when a partition that
@@ -177,6 +204,7 @@ export class Disks {
     return await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
       const entry = this.#entry(name);
       const info = await this.#host.io.call('resize', { name });
+      await this.#devices.resized(wholeDisk(name));
       this.#host.log.info({ disk: name, size: info.size }, 'resized');
       return this.#view(name, entry, info);
     });
@@ -330,7 +358,16 @@ export class Disks {
       copies: info?.copies ?? null,
       partition: info?.partition ?? null,
       partitionTable: tableView(info),
+      kernelDevice: this.#deviceView(name, info),
     };
+  }
+
+  #deviceView(name: string, info: DiskInfo | undefined): KernelDeviceView | null {
+    const view = this.#devices.view(wholeDisk(name));
+    const number = info?.partition?.number;
+    return view === null || number === undefined
+      ? view
+      : { ...view, path: view.path === null ? null : `${view.path}p${number}` };
   }
 }
 

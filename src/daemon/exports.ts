@@ -1,6 +1,9 @@
 /** What an I/O thread's NBD server offers: the exports on this thread, and the names of those on others. */
 
+import type { ServedSocket } from '../kernel/nbd.ts';
+import { transmissionFlags } from '../nbd/commands.ts';
 import type { ExportTable, NbdExport } from '../nbd/export.ts';
+import { BlksnapError } from '../util/errors.ts';
 import type { ExportChange } from './io-protocol.ts';
 
 export class Exports implements ExportTable {
@@ -33,6 +36,18 @@ export class Exports implements ExportTable {
 
   delete(name: string): void {
     if (this.#here.delete(name)) this.#onChange({ name, description: null });
+  }
+
+  /** As the kernel's NBD client must know an export. Errors: ENOENT. */
+  describe(name: string): ServedSocket {
+    const offered = this.#here.get(name);
+    if (offered === undefined) throw new BlksnapError('ENOENT', `There is no export "${name}"`);
+    const { device } = offered;
+    return {
+      size: device.size,
+      blockSize: device.logicalBlockSize,
+      transmissionFlags: transmissionFlags(device, 'simple', false),
+    };
   }
 
   /** Hears of a change on another thread. */

@@ -10,6 +10,7 @@ import type { Origin } from '../blksnap/origin-guard.ts';
 import type { Parameters } from '../blksnap/parameters.ts';
 import type { DriverName } from '../io/open.ts';
 import type { SocketAddress } from '../io/reactor.ts';
+import type { ServedSocket } from '../kernel/nbd.ts';
 import type { HandedOver } from '../nbd/server.ts';
 import type { ErrorCode } from '../util/errors.ts';
 
@@ -234,6 +235,11 @@ export interface IoCalls {
   elsewhere: { args: ExportChange; result: void };
   /** Serves a client that another thread has accepted. Its descriptor is this thread's from here on. */
   takeOver: { args: HandedOver; result: void };
+  /** Serves an export on a connected socket whose other end the kernel gets. The descriptor is this thread's. */
+  serveKernel: { args: { readonly exportName: string; readonly fd: number }; result: ServedSocket };
+  describeExport: { args: { readonly exportName: string }; result: ServedSocket };
+  /** This thread is in the way of the machine's own writes from here on. */
+  guardWritePath: { args: Record<never, never>; result: void };
   /** Gives a held snapshot more room: another place, or with null a higher limit in all. */
   appendStorage: {
     args: { readonly id: string; readonly storagePath: string | null; readonly limitBytes: number | null };
@@ -263,7 +269,9 @@ export type Report =
   | { readonly kind: 'error'; readonly id: number; readonly error: ErrorReport }
   | { readonly kind: 'event'; readonly event: SnapshotEvent }
   | { readonly kind: 'exportChange'; readonly change: ExportChange }
-  | { readonly kind: 'handOver'; readonly client: HandedOver };
+  | { readonly kind: 'handOver'; readonly client: HandedOver }
+  /** The kernel's connection to an export has ended. */
+  | { readonly kind: 'kernelLeft'; readonly exportName: string };
 
 export interface ErrorReport {
   readonly code: ErrorCode;

@@ -23,10 +23,11 @@ import { OverlayDevice } from '../block/overlay-device.ts';
 import { Arena, NO_MEMORY } from '../io/arena.ts';
 import { completed } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
+import { becomeIoFlusher } from '../io/control-sys.ts';
 import { NbdServer } from '../nbd/server.ts';
 import type { HandedOver } from '../nbd/server.ts';
 import { assert } from '../util/assert.ts';
-import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+import { BlksnapError, errnoError, toBlksnapError } from '../util/errors.ts';
 import type { DiskFilters } from './disk-filters.ts';
 import type { Claim } from './backings.ts';
 import { diskInfo, partitionInfo } from './disk-info.ts';
@@ -56,6 +57,8 @@ export interface IoServiceOptions {
   readonly onExportChange: (change: ExportChange) => void;
   /** Hears of clients whose exports are on other threads. */
   readonly onHandOver: (client: HandedOver) => void;
+  /** Hears that the kernel's connection to an export has ended. */
+  readonly onKernelLeft: (exportName: string) => void;
 }
 
 export class IoService {
@@ -71,8 +74,10 @@ export class IoService {
   readonly #partitions: PartitionDisks;
   readonly #mapped: MappedDisks;
   readonly #server: NbdServer;
+  readonly #onKernelLeft: (exportName: string) => void;
 
   constructor(options: IoServiceOptions) {
+    this.#onKernelLeft = options.onKernelLeft;
     const { reactor, parameters, onEvent } = options;
     const { arena } = reactor;
     this.#reactor = reactor;
@@ -157,6 +162,16 @@ export class IoService {
     abandonSnapshot: ({ id }) => this.#snapshots.abandon(id),
     elsewhere: async (change) => this.#exports.hear(change),
     takeOver: async (client) => this.#takeOver(client),
+    serveKernel: async ({ exportName, fd }) => {
+      const { ended } = this.#server.serveKernel(fd, exportName);
+      void ended.then(() => this.#onKernelLeft(exportName));
+      return this.#exports.describe(exportName);
+    },
+    describeExport: async ({ exportName }) => this.#exports.describe(exportName),
+    guardWritePath: async () => {
+      const result = becomeIoFlusher();
+      if (result < 0) throw errnoError(-result, 'Cannot tell the kernel that this thread writes for it');
+    },
     appendStorage: (args) => this.#snapshots.append(args),
     snapshots: async () => this.#snapshots.list(),
     destroySnapshot: ({ id }) => this.#snapshots.destroy(id),

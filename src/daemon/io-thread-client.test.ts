@@ -33,6 +33,7 @@ describe.each(['uring', 'portable'] as const)('the I/O thread on the %s driver',
         died: (cause) => deaths.push(cause),
         exportChange: () => {},
         handOver: () => {},
+        kernelLeft: () => {},
       },
     );
     return { io, events, deaths };

@@ -22,6 +22,8 @@ export interface IoThreadListener {
   exportChange(change: ExportChange): void;
   /** A client whose export is on another thread. */
   handOver(client: HandedOver): void;
+  /** The kernel's connection to an export has ended. */
+  kernelLeft(exportName: string): void;
   /** The thread ended by itself: a bug, or memory ran out. */
   died(cause: BlksnapError): void;
 }
@@ -103,6 +105,9 @@ export class IoThread {
         return;
       case 'handOver':
         this.#listener.handOver(report.client);
+        return;
+      case 'kernelLeft':
+        this.#listener.kernelLeft(report.exportName);
         return;
       case 'ready':
       case 'failed':

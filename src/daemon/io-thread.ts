@@ -43,6 +43,7 @@ async function start(options: IoThreadOptions): Promise<void> {
     onEvent,
     onExportChange: (change) => report({ kind: 'exportChange', change }),
     onHandOver: (client) => report({ kind: 'handOver', client }),
+    onKernelLeft: (exportName) => report({ kind: 'kernelLeft', exportName }),
   });
   const notifier = reactor.onMessages(port, (message) => void answer(service.handlers, message as Call));
   stopped = async () => end(reactor, notifier);

@@ -35,6 +35,8 @@ export interface IoThreadsOptions extends IoThreadOptions {
 
 export interface IoThreadsListener {
   event(event: SnapshotEvent): void;
+  /** The kernel's connection to an export has ended. */
+  kernelLeft(exportName: string): void;
   /** A thread ended by itself. */
   died(cause: BlksnapError): void;
 }
@@ -92,6 +94,7 @@ export class IoThreads {
         { driver, parameters, filterModules },
         {
           event: (event) => this.#listener.event(event),
+          kernelLeft: (exportName) => this.#listener.kernelLeft(exportName),
           died: (cause) => this.#listener.died(cause),
           exportChange: (change) => this.#exportChanged(index, change),
           handOver: (client) => this.#handOver(client),
@@ -180,6 +183,9 @@ export class IoThreads {
       for (const thread of this.#having(id)) await thread.call('destroySnapshot', { id });
       this.#snapshots.delete(id);
     },
+    serveKernel: (args) => this.#offering(args.exportName).call('serveKernel', args),
+    describeExport: (args) => this.#offering(args.exportName).call('describeExport', args),
+    guardWritePath: async () => void (await this.#all('guardWritePath', {})),
     planSnapshot: notFromOutside,
     freezeSnapshot: notFromOutside,
     switchSnapshot: notFromOutside,
@@ -241,6 +247,11 @@ export class IoThreads {
       this.#telling.add(told);
       void told.then(() => this.#telling.delete(told));
     }
+  }
+
+  /** The thread of an export; of one that is not there the first, which says so. */
+  #offering(exportName: string): IoThread {
+    return this.#threads[this.#exports.get(exportName) ?? 0]!;
   }
 
   #handOver(client: HandedOver): void {

@@ -1,6 +1,16 @@
 /** What the daemon is asked to do: the arguments of its operations. */
 
-export interface AttachRequest {
+import type { Via } from '../kernel/provider.ts';
+
+/** Whether there is to be a device in /dev. */
+export interface DeviceRequest {
+  /** Default: where people expect one and the kernel can, as docs/kernel.md says. */
+  readonly kernelDevice?: boolean | undefined;
+  /** Default: the best that the kernel has. */
+  readonly via?: Via | undefined;
+}
+
+export interface AttachRequest extends DeviceRequest {
   readonly path: string;
   /** Default: the file's name without its extension. */
   readonly name?: string | undefined;
@@ -17,7 +27,7 @@ export interface MountRequest {
   readonly name?: string | undefined;
 }
 
-export interface SnapshotRequest {
+export interface SnapshotRequest extends DeviceRequest {
   readonly disks: readonly string[];
   /** Default: an unnamed file in the state directory. */
   readonly storage?: string | undefined;

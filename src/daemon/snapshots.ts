@@ -11,6 +11,7 @@ import type { Waiting } from './event-log.ts';
 import { FREEZE_TIMEOUT_MS, takeFrozen } from './freeze-hooks.ts';
 import type { FreezeReport } from './freeze-hooks.ts';
 import type { Host } from './host.ts';
+import type { KernelDevices } from './kernel-devices.ts';
 import type { IoCalls, SnapshotInfo } from './io-protocol.ts';
 import { Leases } from './leases.ts';
 import { PreparedSnapshots } from './prepared-snapshots.ts';
@@ -20,15 +21,17 @@ import type { EventView, ImageView, PreparedView, SnapshotView } from './views.t
 export class Snapshots {
   readonly #host: Host;
   readonly #disks: Disks;
+  readonly #devices: KernelDevices;
   readonly #events = new EventLog();
   readonly #prepared = new PreparedSnapshots();
   /** How the freeze hooks of held snapshots went. */
   readonly #freezes = new Map<string, FreezeReport>();
   readonly #leases = new Leases((id) => void this.#expire(id));
 
-  constructor(host: Host, disks: Disks) {
+  constructor(host: Host, { disks, devices }: { readonly disks: Disks; readonly devices: KernelDevices }) {
     this.#host = host;
     this.#disks = disks;
+    this.#devices = devices;
   }
 
   /** How many are held. */
@@ -57,12 +60,27 @@ export class Snapshots {
       async () => {
         const limitBytes = request.limitBytes ?? null;
         const info = await this.#take(request, { id, disks, storagePath, limitBytes });
+        await this.#addDevices(info, request);
         this.#events.open(info.id);
         if (request.leaseMs !== undefined) this.#leases.grant(info.id, request.leaseMs);
         this.#host.log.info({ snapshot: info.id, disks, heldMs: info.heldMs }, 'snapshot taken');
         return this.#snapshotView(info);
       },
     );
+  }
+
+  /** Images have kernel devices where their disks do. Errors: as KernelDevices.add; the snapshot is then destroyed. */
+  async #addDevices({ id, images }: SnapshotInfo, request: SnapshotRequest): Promise<void> {
+    try {
+      for (const { disk, exportName } of images) {
+        const view = this.#devices.view(wholeDisk(disk));
+        await this.#devices.add(exportName, request, { wanted: view !== null && view.path !== null, via: view?.via });
+      }
+    } catch (cause) {
+      for (const { exportName } of images) await this.#devices.remove(exportName);
+      await this.#host.io.call('destroySnapshot', { id });
+      throw cause;
+    }
   }
 
   /** The take, between its hooks where it has some. */
@@ -100,6 +118,9 @@ export class Snapshots {
     await this.#host.serial.run(
       images.map(({ disk }) => `disk ${wholeDisk(disk)}`),
       async () => {
+        const exportNames = images.map(({ exportName }) => exportName);
+        const held = await this.#devices.hold(exportNames, { alsoOpeners: false });
+        await this.#devices.removeHeld(held);
         await this.#host.io.call('destroySnapshot', { id });
         this.#events.close(id);
         this.#freezes.delete(id);
@@ -205,7 +226,9 @@ export class Snapshots {
   #snapshotView(info: SnapshotInfo): SnapshotView {
     const images = info.images.map((image): ImageView => {
       const { exportName } = image;
-      return { ...image, uri: this.#host.uri(exportName), readOnceUri: this.#host.uri(`${exportName}${READ_ONCE}`) };
+      const readOnceUri = this.#host.uri(`${exportName}${READ_ONCE}`);
+      const kernelDevice = this.#devices.view(exportName);
+      return { ...image, uri: this.#host.uri(exportName), readOnceUri, kernelDevice };
     });
     return {
       ...info,

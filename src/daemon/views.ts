@@ -2,6 +2,7 @@
 
 import type { CopyCounters } from '../blksnap/copy-counters.ts';
 import type { Parameters } from '../blksnap/parameters.ts';
+import type { Via } from '../kernel/provider.ts';
 import type { ErrorCode } from '../util/errors.ts';
 
 export interface StatusView {
@@ -23,6 +24,8 @@ export interface StatusView {
   disks: number;
   failedDisks: number;
   snapshots: number;
+  /** Disks and images that have a device in /dev. */
+  kernelDevices: number;
 }
 
 export interface FailureView {
@@ -37,6 +40,15 @@ export interface CbtView {
   generationId: string;
   changeNumber: number;
   reason: string;
+}
+
+/** A node in /dev that shows a disk or an image. */
+export interface KernelDeviceView {
+  /** Null while it is down. */
+  path: string | null;
+  via: Via;
+  /** Why it is down. */
+  failure: FailureView | null;
 }
 
 export interface DiskView {
@@ -67,6 +79,8 @@ export interface DiskView {
   partition: { disk: string; number: number; offset: number; type: string; label: string } | null;
   /** Of a disk that has one: what was read at the attach, or the last rescan. */
   partitionTable: { scheme: 'gpt' | 'mbr'; warnings: string[] } | null;
+  /** Of a partition: its own node. Null where there is none. */
+  kernelDevice: KernelDeviceView | null;
 }
 
 /** A mapped device; lines are as dmsetup prints them. */
@@ -104,6 +118,7 @@ export interface ImageView {
   changeNumber: number;
   /** Null, or why the image is lost. */
   error: ErrorCode | null;
+  kernelDevice: KernelDeviceView | null;
 }
 
 export interface SnapshotView {

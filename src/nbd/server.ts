@@ -6,7 +6,8 @@
 import type { BioPool } from '../block/bio.ts';
 import type { Completion, Listener, ListenOptions, Reactor, SocketAddress, Stream } from '../io/reactor.ts';
 import { assert } from '../util/assert.ts';
-import { toBlksnapError } from '../util/errors.ts';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+import { transmissionFlags } from './commands.ts';
 import { Connection } from './connection.ts';
 import type { ConnectionHost } from './connection.ts';
 import type { ExportTable, NbdExport } from './export.ts';
@@ -59,6 +60,8 @@ export class NbdServer implements ConnectionHost {
   /** In transmission, and who is told of the end. */
   readonly #connections = new Map<Connection, Array<() => void>>();
   readonly #serving = new Set<Promise<void>>();
+  /** Those of them that are the kernel's. */
+  readonly #kernels = new Set<Connection>();
   #closed = false;
 
   constructor(options: NbdServerOptions) {
@@ -106,10 +109,35 @@ export class NbdServer implements ConnectionHost {
     return this.serve(this.reactor.adopt(client.fd, client.fd), client);
   }
 
+  /** Serves an export to a client that knows all that a handshake would tell: the kernel, whose devices must not wait
+   *  for a place among other clients. The descriptor is the server's. Errors: ENOENT, ENOMEM. */
+  serveKernel(fd: number, exportName: string): { readonly ended: Promise<void> } {
+    const stream = this.reactor.adopt(fd, fd);
+    const served = this.#exports.find(exportName);
+    if (served === undefined || this.#closed) {
+      stream.close();
+      throw new BlksnapError('ENOENT', `There is no export "${exportName}"`);
+    }
+    const flags = transmissionFlags(served.device, 'simple', false);
+    const session = { served, style: 'simple', contexts: [], transmissionFlags: flags } as const;
+    const connection = Connection.open(this, stream, session, new Uint8Array(0));
+    if (connection === null) {
+      stream.close();
+      throw new BlksnapError('ENOMEM', 'No memory for one more connection: raise --arena');
+    }
+    this.#kernels.add(connection);
+    const ended = this.#transmit(connection).finally(() => {
+      this.#kernels.delete(connection);
+      this.#serving.delete(ended);
+    });
+    this.#serving.add(ended);
+    return { ended };
+  }
+
   async #serve(stream: Stream, client: HandedOver | null): Promise<void> {
     const refusal = this.#closed
       ? 'the server is closing'
-      : this.#arriving.size + this.#connections.size >= this.#connectionLimit
+      : this.#arriving.size + this.#connections.size - this.#kernels.size >= this.#connectionLimit
         ? `more than ${this.#connectionLimit} connections`
         : undefined;
     const wire = refusal === undefined ? Wire.open(this.reactor.arena, stream, client?.received) : null;
@@ -191,9 +219,9 @@ export class NbdServer implements ConnectionHost {
     for (const resolve of told) resolve();
   }
 
-  /** Clients in transmission on the exports whose names fit. */
+  /** Clients in transmission on the exports whose names fit; who uses a kernel's device, the kernel knows. */
   clientsOf(fits: (exportName: string) => boolean): number {
-    return [...this.#connections.keys()].filter(({ served }) => fits(served.name)).length;
+    return [...this.#connections.keys()].filter((one) => fits(one.served.name) && !this.#kernels.has(one)).length;
   }
 
   /** Ends the connections to an export that was taken out of the table. Resolves when their requests

@@ -1,5 +1,5 @@
 /** snapshot_create and the rest: snapshots in steps, by the verbs of the kernel module's console tool,
- *  with its flags and its output. An image is named by its NBD URI, where the module has a device node. */
+ *  with its flags and its output. An image that has no kernel device is named by its NBD URI. */
 
 import type { Command } from 'commander';
 import type { Client, EventView } from '../../api/client.ts';
@@ -144,7 +144,7 @@ async function newestOf(client: Client, disk: string): Promise<{ error_code: num
     return { error_code: 0, image: '' };
   const image = taken?.images.find((one) => one.disk === disk);
   if (image === undefined) throw new BlksnapError('ENOENT', `Disk "${disk}" is in no snapshot`);
-  return { error_code: image.error === null ? 0 : -ERRNO[image.error], image: image.uri };
+  return { error_code: image.error === null ? 0 : -ERRNO[image.error], image: image.kernelDevice?.path ?? image.uri };
 }
 
 async function waitEvent(options: WaitOptions): Promise<void> {

@@ -4,7 +4,8 @@ import type { Command } from 'commander';
 import type { CbtView, Client, DiskView, StatusView } from '../../api/client.ts';
 import { formatSeconds, formatSize } from '../../util/units.ts';
 import { BlksnapError } from '../../util/errors.ts';
-import { absolute, addCommand, connect } from '../command.ts';
+import type { Via } from '../../kernel/provider.ts';
+import { absolute, addCommand, connect, viaOption } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
 import { diskOf, ensureAttached } from '../devices.ts';
 import { formatTime, printFields, printJson, printLine, printTable } from '../output.ts';
@@ -14,6 +15,8 @@ interface AttachOptions extends CommonOptions {
   readonly name?: string;
   readonly readOnly?: boolean;
   readonly direct?: boolean;
+  readonly dev?: boolean;
+  readonly via?: Via;
 }
 
 interface MountOptions extends CommonOptions {
@@ -27,8 +30,9 @@ export function addDiskCommands(program: Command): void {
     summary: 'Serve a file or block device over NBD and track its changes',
     more:
       'Prints the NBD URI. The daemon attaches it again at every start, and keeps the history of its changes. ' +
+      'Block devices also get a device in /dev where the kernel can, which is printed then. ' +
       "With --device it prints what the kernel module's console tool does.",
-    examples: ['attach /srv/vm.img', 'attach /dev/vdb --name data'],
+    examples: ['attach /srv/vm.img', 'attach /dev/vdb --name data', 'attach /srv/vm.img --dev'],
   })
     .option(
       '-d, --device <path...>',
@@ -37,6 +41,9 @@ export function addDiskCommands(program: Command): void {
     .option('--name <name>', "the disk's name (default: the file's, without extension)")
     .option('--read-only', 'refuse writes')
     .option('--direct', 'past the page cache (O_DIRECT)')
+    .option('--dev', 'make a device in /dev, loading the kernel module for it')
+    .option('--no-dev', 'make none')
+    .addOption(viaOption())
     .action(attach);
 
   addCommand(program, 'detach [name]', {
@@ -75,15 +82,19 @@ export function addDiskCommands(program: Command): void {
 }
 
 async function attach(path: string | undefined, options: AttachOptions): Promise<void> {
-  const { name, readOnly, direct } = options;
+  const { name, readOnly, direct, dev: kernelDevice, via } = options;
   const client = await connect(options);
   if (path === undefined) {
     await attachDevices(client, options);
     return;
   }
-  const disk = await client.attach({ path: absolute(path), name, readOnly, direct });
-  if (options.json) printJson(disk);
-  else printLine(disk.uri);
+  const disk = await client.attach({ path: absolute(path), name, readOnly, direct, kernelDevice, via });
+  if (options.json) {
+    printJson(disk);
+    return;
+  }
+  printLine(disk.uri);
+  if (disk.kernelDevice?.path != null) printLine(disk.kernelDevice.path);
 }
 
 /** As the kernel module's console tool. */
@@ -94,6 +105,8 @@ async function attachDevices(client: Client, options: AttachOptions): Promise<vo
       name: options.name,
       readOnly: options.readOnly,
       direct: options.direct,
+      kernelDevice: options.dev,
+      via: options.via,
     });
     results.push({ device, already });
     if (!options.json) printLine(already ? 'Already was attached' : 'Attached successfully');
@@ -141,11 +154,19 @@ function printDisks(disks: readonly DiskView[]): void {
       { heading: 'STATE', value: stateOf },
       { heading: 'FILTERS', value: ({ filters }) => filters.join(', ') || '-' },
       { heading: 'PATH', value: ({ path, point }) => (point === null ? path : `${path} (${point})`) },
+      { heading: 'DEVICE', value: ({ kernelDevice }) => kernelDevice?.path ?? '-' },
       { heading: 'URI', value: ({ uri }) => uri },
     ],
     disks,
   );
-  for (const { name, failure } of disks) if (failure !== null) printLine(`${name}: ${failure.message}`);
+  printFailures(disks);
+}
+
+function printFailures(disks: readonly DiskView[]): void {
+  for (const { name, failure, kernelDevice } of disks) {
+    if (failure !== null) printLine(`${name}: ${failure.message}`);
+    else if (kernelDevice?.failure != null) printLine(`${name}: no kernel device: ${kernelDevice.failure.message}`);
+  }
 }
 
 function stateOf({ state, kind, readOnly }: DiskView): string {
@@ -167,8 +188,7 @@ async function status(options: CommonOptions): Promise<void> {
     return;
   }
   printFields(statusFields(state));
-  if (state.failedDisks === 0) return;
-  for (const { name, failure } of await client.disks()) if (failure !== null) printLine(`${name}: ${failure.message}`);
+  printFailures(await client.disks());
 }
 
 function statusFields(state: StatusView): Array<[string, string]> {
@@ -184,6 +204,7 @@ function statusFields(state: StatusView): Array<[string, string]> {
     ['I/O threads', String(state.ioThreads)],
     ['disks', `${state.disks}${failed}`],
     ['snapshots', String(state.snapshots)],
+    ['kernel devices', String(state.kernelDevices)],
     ...copyFields(state.copies),
     ...parameterFields(state.parameters),
   ];

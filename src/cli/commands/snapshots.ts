@@ -4,7 +4,8 @@ import type { Command } from 'commander';
 import type { Client, EventView, SnapshotView } from '../../api/client.ts';
 import { BlksnapError } from '../../util/errors.ts';
 import { formatSeconds, formatSize, parseSize } from '../../util/units.ts';
-import { absolute, addCommand, connect } from '../command.ts';
+import type { Via } from '../../kernel/provider.ts';
+import { absolute, addCommand, connect, viaOption } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
 import { onInterrupt } from '../interrupt.ts';
 import { formatTime, printError, printFields, printJson, printLine, printTable } from '../output.ts';
@@ -18,6 +19,8 @@ export interface HookOptions {
 interface CreateOptions extends CommonOptions, HookOptions {
   readonly storage?: string;
   readonly limit?: number;
+  readonly dev?: boolean;
+  readonly via?: Via;
 }
 
 interface EventOptions extends CommonOptions {
@@ -36,11 +39,16 @@ export function addSnapshotCommands(program: Command): void {
 
   addCommand(snapshot, 'create <name...>', {
     summary: 'Freeze disks at one instant',
-    more: 'Prints the id and the NBD URI of the image of each disk. Images are writable; their writes go with them.',
+    more:
+      'Prints the id and the NBD URI of the image of each disk, and its device in /dev where it has one, as the images of ' +
+      'disks that have one do. Images are writable; their writes go with them.',
     examples: ['snapshot create vm', 'snapshot create system data --storage /var/tmp --limit 10G'],
   })
     .option('--storage <place>', 'where overwritten data goes: a directory, a new file, a block device, or :memory:')
     .option('--limit <size>', 'most that may be kept there', (text: string) => parseSize(text))
+    .option('--dev', 'make a device in /dev for each image, loading the kernel module for it')
+    .option('--no-dev', 'make none')
+    .addOption(viaOption())
     .option('--freeze <command>', 'run by the daemon before the take; if it fails there is no snapshot')
     .option('--thaw <command>', 'run after it, whatever happened; both know $BLKSNAP_DISKS')
     .option('--freeze-timeout <ms>', 'longest time from the freeze to the end of the take (default: 30000)', Number)
@@ -86,7 +94,8 @@ async function create(names: string[], options: CreateOptions): Promise<void> {
   const client = await connect(options);
   const storage = storagePlace(options.storage);
   const hooks = hooksOf(options);
-  const snapshot = await client.createSnapshot({ disks: names, storage, limitBytes: options.limit, hooks });
+  const { limit: limitBytes, dev: kernelDevice, via } = options;
+  const snapshot = await client.createSnapshot({ disks: names, storage, limitBytes, hooks, kernelDevice, via });
   if (typeof snapshot.freeze?.thawError === 'string')
     printError(new Error(snapshot.freeze.thawError), options.json ?? false);
   if (options.json) {
@@ -94,7 +103,10 @@ async function create(names: string[], options: CreateOptions): Promise<void> {
     return;
   }
   printLine(snapshot.id);
-  for (const { uri } of snapshot.images) printLine(uri);
+  for (const { uri, kernelDevice: device } of snapshot.images) {
+    printLine(uri);
+    if (device?.path != null) printLine(device.path);
+  }
 }
 
 /** The freeze hooks as the API takes them. Errors: EINVAL for one without the other. */
@@ -160,6 +172,7 @@ async function show(given: string, options: CommonOptions): Promise<void> {
     printFields([
       ['disk', image.disk],
       ['image', image.uri],
+      ...(image.kernelDevice?.path == null ? [] : [['device', image.kernelDevice.path] as const]),
       ['size', formatSize(image.size)],
       ['generation', image.generationId],
       ['change number', String(image.changeNumber)],
