@@ -148,6 +148,11 @@ export class CbtMap {
     }
   }
 
+  /** When a change was last marked, on the clock that `mark` was given. */
+  get lastMarkMs(): number {
+    return this.#lastMarkMs;
+  }
+
   /** Ends a period at a take: later changes carry the next number. After 255 the history starts
    *  over, with a new generation. Must not fail: runs between freeze and thaw. */
   advance(): void {

@@ -4,11 +4,13 @@
  *  origin; when that read ends, the chunk's state is looked at again. Still unsaved means that no
  *  write can have passed meanwhile, so the data is right; otherwise the saved copy is read.
  *
+ *  Large reads while the origin is being written go one at a time, in small steps, so that writes get in between.
+ *
  *  Writes go to an overlay of the image's own, in the same storage, and mark both change maps. */
 
 import type { Arena } from '../io/arena.ts';
 import type { Completion, Reactor } from '../io/reactor.ts';
-import { DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, rangeError } from '../block/bio.ts';
+import { BioQueue, DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, rangeError } from '../block/bio.ts';
 import type { Bio, BioOwner, BioPool } from '../block/bio.ts';
 import { pushExtent } from '../block/device.ts';
 import type { BlockDevice, Capabilities, Extent } from '../block/device.ts';
@@ -32,6 +34,10 @@ const CAPABILITIES: Capabilities = {
 
 /** What one answer about extents covers at most: every chunk is looked at. */
 const EXTENTS_BYTES = GIB;
+
+/** A step of a large read while the origin is written, and how long after a write that is. */
+const STEP_BYTES = 32 * 1024;
+const WRITTEN_MS = 10;
 
 /** Where a piece of a read came from; decides what is checked when it ends. */
 type Source = 'origin' | 'storage';
@@ -69,8 +75,13 @@ export class SnapshotImage implements BlockDevice {
   readonly tracker: Tracker;
   readonly #pool: BioPool;
   readonly #arena: Arena;
+  readonly #reactor: Reactor;
   readonly #overlay: ImageOverlay;
   readonly #sparePieces: Piece[] = [];
+  /** Large reads that go step by step; the first is under way, and `#steppedBytes` of it are done or being read. */
+  readonly #stepping = new BioQueue();
+  #steppedBytes = 0;
+  #inStep = false;
   #inFlight = 0;
   #closed = false;
   #idle: (() => void) | null = null;
@@ -86,6 +97,7 @@ export class SnapshotImage implements BlockDevice {
     this.area = area;
     this.#pool = pool;
     this.#arena = reactor.arena;
+    this.#reactor = reactor;
     this.#overlay = new ImageOverlay({ image: this, storage: area.storage, reactor, pool, size: area.size });
   }
 
@@ -153,13 +165,40 @@ export class SnapshotImage implements BlockDevice {
     this.#inFlight++;
     bio.status = 0;
     bio.waiting = 1;
+    if (bio.length > STEP_BYTES && this.#reactor.now() - this.tracker.cbt.lastMarkMs < WRITTEN_MS) {
+      this.#stepping.push(bio);
+      this.#step();
+      return;
+    }
     this.#readRange(bio, bio.offset, bio.length, bio.at);
     this.#pieceEnded(bio, 0);
   }
 
+  /** Starts the next step of the first stepping read, as soon as nothing of it is under way. */
+  #step(): void {
+    if (this.#inStep) return;
+    this.#inStep = true;
+    for (let bio = this.#stepping.peek(); bio?.waiting === 1; bio = this.#stepping.peek()) {
+      const from = this.#steppedBytes;
+      if (from === bio.length) {
+        this.#stepping.shift();
+        this.#steppedBytes = 0;
+        this.#pieceEnded(bio, 0);
+        continue;
+      }
+      const length = Math.min(STEP_BYTES, bio.length - from);
+      this.#steppedBytes += length;
+      this.#readRange(bio, bio.offset + from, length, bio.at + from);
+    }
+    this.#inStep = false;
+  }
+
   #pieceEnded(parent: Bio, status: number): void {
     if (status !== 0) parent.status = status;
-    if (--parent.waiting > 0) return;
+    if (--parent.waiting > 0) {
+      if (parent === this.#stepping.peek()) this.#step();
+      return;
+    }
     parent.end(this.area.brokenBy !== 0 ? ERRNO.EIO : parent.status);
     this.#left();
   }

@@ -1,6 +1,7 @@
 /** The command `backup`: one snapshot of all the disks, a restore point of each, and the snapshot goes,
  *  however it ends. What is read comes over NBD from the snapshot's images. */
 
+import os from 'node:os';
 import type { BackupMode } from '../backup/plan.ts';
 import { backUp } from '../backup/backup.ts';
 import type { BackupResult } from '../backup/backup.ts';
@@ -32,6 +33,7 @@ export interface BackupOptions extends CommonOptions, HookOptions {
 /** Prints a line for each restore point: JSON or words. */
 export async function backUpDisks(names: readonly string[], options: BackupOptions): Promise<void> {
   const mode = modeOf(options);
+  giveWay();
   const client = await connect(options);
   const identities = new Map<string, string>();
   for (const name of names) identities.set(name, (await client.disk(name)).path);
@@ -56,6 +58,11 @@ export async function backUpDisks(names: readonly string[], options: BackupOptio
     }
     await letGo();
   });
+}
+
+/** Whoever writes to the disks comes first, also to the processors. */
+function giveWay(): void {
+  os.setPriority(os.constants.priority.PRIORITY_LOW);
 }
 
 /** A disk and its partitions have one image between them. */

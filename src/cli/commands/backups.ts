@@ -34,7 +34,8 @@ export function addBackupCommands(program: Command): void {
     summary: 'Back up disks to a directory',
     more:
       'Takes one snapshot of all of them, stores what changed since their last restore point, and lets the snapshot go. ' +
-      'The first backup of a disk is full, and so is one whose change history is in doubt: it says why.',
+      'The first backup of a disk is full, and so is one whose change history is in doubt: it says why. ' +
+      'Runs at the lowest priority: writes to the disks come first.',
     examples: [
       'backup vm --to /backup',
       'backup system data --to /backup --limit 20G',
