@@ -19,6 +19,8 @@ const PACKAGES = new Map([
   ['fdisk', ['fdisk', 'sfdisk']],
   ['gdisk', ['sgdisk']],
   ['parted', ['parted']],
+  ['openssl', ['openssl']],
+  ['curl', ['curl']],
   ['xfsprogs', ['mkfs.xfs', 'xfs_repair']],
   ['dmsetup', ['dmsetup']],
   ['busybox-static', ['busybox']],

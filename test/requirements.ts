@@ -21,6 +21,9 @@ const PACKAGE_OF: Record<string, string> = {
   sfdisk: 'fdisk',
   sgdisk: 'gdisk',
   parted: 'parted',
+  openssl: 'openssl',
+  setpriv: 'util-linux',
+  curl: 'curl',
   'mkfs.xfs': 'xfsprogs',
   dmsetup: 'dmsetup',
 };

@@ -245,6 +245,8 @@ describe('the document', () => {
       '/v1/disks/{name}/cbt',
       '/v1/disks/{name}/cbt/dirty',
       '/v1/disks/{name}/cbt/map',
+      '/v1/disks/{name}/clients',
+      '/v1/disks/{name}/clients/{client}',
       '/v1/disks/{name}/filters',
       '/v1/disks/{name}/filters/{filter}',
       '/v1/disks/{name}/filters/{filter}/ctl',

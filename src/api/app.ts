@@ -10,6 +10,7 @@ import { VERSION } from '../util/version.ts';
 import type { Log } from '../daemon/log.ts';
 import type { ApiContext } from './context.ts';
 import { httpStatus } from './http-status.ts';
+import { addClientRoutes } from './routes/clients.ts';
 import { addDiskRoutes } from './routes/disks.ts';
 import { addMappedRoutes } from './routes/dm.ts';
 import { addEventRoute } from './routes/events.ts';
@@ -29,6 +30,7 @@ export function createApp(context: ApiContext): OpenAPIHono {
   );
   addStatusRoute(app, context);
   addDiskRoutes(app, context);
+  addClientRoutes(app, context);
   addFilterRoutes(app, context);
   addMappedRoutes(app, context);
   addSnapshotRoutes(app, context);

@@ -65,12 +65,15 @@ const NOBODY_THERE = new Set(['ENOENT', 'ECONNREFUSED', 'ENOTDIR']);
 
 export class Client {
   readonly #directory: string;
+  /** The daemon's NBD socket for its owner, where no TLS is asked for. */
+  readonly nbdSocket: string;
   readonly #socketPath: string;
 
   constructor(options: ClientOptions = {}) {
     const paths = daemonPaths(options.dir);
     this.#directory = paths.run;
     this.#socketPath = paths.apiSocket;
+    this.nbdSocket = paths.nbdSocket;
   }
 
   status(): Promise<StatusView> {
@@ -111,6 +114,26 @@ export class Client {
   async rescan(name: string): Promise<DiskView[]> {
     const path = `/v1/disks/${encodeURIComponent(name)}/rescan`;
     return (await this.#json<{ disks: DiskView[] }>({ method: 'POST', path })).disks;
+  }
+
+  /** Who may use the disk beside its owner; null where no rule says. */
+  async clients(disk: string): Promise<string[] | null> {
+    return await this.#clients({ method: 'GET', path: `/v1/disks/${encodeURIComponent(disk)}/clients` });
+  }
+
+  /** By a certificate's CN, a pre-shared key's name, or `uid:N`. */
+  async allow(disk: string, client: string): Promise<string[] | null> {
+    const path = `/v1/disks/${encodeURIComponent(disk)}/clients`;
+    return await this.#clients({ method: 'POST', path, body: { client } });
+  }
+
+  async disallow(disk: string, client: string): Promise<string[] | null> {
+    const path = `/v1/disks/${encodeURIComponent(disk)}/clients/${encodeURIComponent(client)}`;
+    return await this.#clients({ method: 'DELETE', path });
+  }
+
+  async #clients(request: Request): Promise<string[] | null> {
+    return (await this.#json<{ clients: string[] | null }>(request)).clients;
   }
 
   cbt(name: string): Promise<CbtView> {

@@ -8,14 +8,22 @@ import type { LogLevel } from '../daemon/log.ts';
 import { daemonPaths } from '../daemon/paths.ts';
 import type { DriverName } from '../io/open.ts';
 import type { SocketAddress } from '../io/reactor.ts';
-import type { BlksnapError } from '../util/errors.ts';
+import { refuseExposed } from '../nbd/address.ts';
+import { loadServerCredentials } from '../nbd/tls-credentials.ts';
+import type { ServerCredentials, ServerFiles } from '../nbd/tls-credentials.ts';
+import { BlksnapError } from '../util/errors.ts';
 import { VERSION } from '../util/version.ts';
 
 export interface DaemonProcessOptions {
   /** Where its sockets and state go; undefined for the place by convention. */
   readonly dir: string | undefined;
-  /** Null: a unix socket in the directory. */
+  /** Null: only the unix socket in the directory. */
   readonly nbd: SocketAddress | null;
+  readonly sharedSocket: string | null;
+  /** What TLS on that address needs. */
+  readonly tls: ServerFiles;
+  /** TCP without TLS where other machines can connect. */
+  readonly insecureTcp: boolean;
   /** Null: the best that works. */
   readonly driver: DriverName | null;
   readonly ioThreads: number;
@@ -43,8 +51,20 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
 
   const filterModules = options.filterModules.map((given) => resolveFilterModule(given, process.cwd()));
   const paths = daemonPaths(options.dir);
-  const { nbd, driver, ioThreads, parameters } = options;
-  const starting = Daemon.start({ paths, nbd, driver, ioThreads, parameters, filterModules, log, onFatal: end });
+  const { nbd, sharedSocket, driver, ioThreads, parameters } = options;
+  const tls = nbdCredentials(options);
+  const starting = Daemon.start({
+    paths,
+    nbd,
+    tls,
+    sharedSocket,
+    driver,
+    ioThreads,
+    parameters,
+    filterModules,
+    log,
+    onFatal: end,
+  });
   // The API's code loads while the I/O thread starts.
   const [{ serveApi }, daemon] = await Promise.all([import('./server.ts'), starting]);
   try {
@@ -70,6 +90,16 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
     await daemon.stop();
     log.info('ended');
   }
+}
+
+/** Errors: EINVAL for TLS without an address, and for an open address without TLS. */
+function nbdCredentials({ nbd, tls, insecureTcp }: DaemonProcessOptions): ServerCredentials | null {
+  const credentials = loadServerCredentials(tls);
+  if (nbd !== null) refuseExposed(nbd, { tls: credentials !== null, insecure: insecureTcp });
+  else if (credentials !== null) {
+    throw new BlksnapError('EINVAL', 'Cannot use TLS: the unix socket is for its owner alone; give --nbd host:port');
+  }
+  return credentials;
 }
 
 async function attachMissing(daemon: Daemon, disks: readonly string[]): Promise<void> {

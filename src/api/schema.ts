@@ -296,6 +296,23 @@ export const preparedRequest = snapshotRequest
   .extend({ disks: z.array(text).max(1024).default([]) })
   .openapi('PrepareRequest');
 
+export const clientParams = z.object({
+  name: text.openapi({ param: { name: 'name', in: 'path' } }),
+  client: text.openapi({ param: { name: 'client', in: 'path' } }),
+});
+export const clientRequest = z
+  .strictObject({
+    client: text.openapi({ description: "A certificate's CN, a pre-shared key's name, or uid:N" }),
+  })
+  .openapi('ClientRequest');
+export const clientsView = z
+  .object({
+    clients: z.array(z.string()).nullable().openapi({
+      description: 'Null where no rule says who may: then those who come without a name, where they can',
+    }),
+  })
+  .openapi('Clients');
+
 export const filterParams = z.object({
   name: text.openapi({ param: { name: 'name', in: 'path' } }),
   filter: text.openapi({ param: { name: 'filter', in: 'path' } }),

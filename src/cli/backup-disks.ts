@@ -116,7 +116,8 @@ async function backUpImage(
     const disks = snapshot.images.map(({ disk }) => disk).join(', ');
     throw new BlksnapError('ENOENT', `Snapshot ${snapshot.id} has no image of disk "${name}": it is of ${disks}`);
   }
-  const { address, exportName } = parseNbdUri(readOnce ? image.readOnceUri : image.uri);
+  const { exportName } = parseNbdUri(readOnce ? image.readOnceUri : image.uri);
+  const address = { kind: 'unix', path: client.nbdSocket } as const;
   const { generationId, changeNumber } = image;
   const source = await openNbdSource({
     disk: name,

@@ -5,6 +5,7 @@ import { Command, CommanderError } from 'commander';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { VERSION } from '../util/version.ts';
 import { addBackupCommands } from './commands/backups.ts';
+import { addClientCommands } from './commands/clients.ts';
 import { addConsoleSnapshotCommands } from './commands/console-snapshots.ts';
 import { addConsoleTrackingCommands } from './commands/console-tracking.ts';
 import { addDaemonCommand } from './commands/daemon.ts';
@@ -35,6 +36,7 @@ function buildProgram(args: readonly string[], json: boolean): Command {
   addDaemonCommand(program);
   addDiskCommands(program);
   addPartitionCommands(program);
+  addClientCommands(program);
   addMappedCommands(program);
   addFilterCommands(program);
   addSnapshotCommands(program);

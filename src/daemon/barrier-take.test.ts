@@ -73,7 +73,7 @@ it('lets the writes of all threads go when the requests of one do not end in tim
   const pool = new BioPool();
   const connect = async (thread: IoThread, exportName: string): Promise<NbdClient> => {
     const socket = path.join(directory, `${exportName}.sock`);
-    const address = await thread.call('listen', { address: { kind: 'unix', path: socket } });
+    const address = await thread.call('listen', { address: { kind: 'unix', path: socket }, clients: 'owner' });
     return await NbdClient.connect({ reactor, address, exportName });
   };
   const [d, m] = [await connect(first, 'd'), await connect(second, 'm')];

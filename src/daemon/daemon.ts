@@ -11,12 +11,18 @@ import type { Parameters } from '../blksnap/parameters.ts';
 import type { DriverName } from '../io/open.ts';
 import type { SocketAddress } from '../io/reactor.ts';
 import { isLocal } from '../nbd/address.ts';
+import type { Visitor } from '../nbd/server.ts';
+import type { ServerCredentials } from '../nbd/tls-credentials.ts';
+import { TlsFront } from '../nbd/tls-front.ts';
 import { formatNbdUri } from '../nbd/uri.ts';
 import { makeDirectories } from '../util/directories.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { VERSION } from '../util/version.ts';
+import { ClientRules, loadRules } from './client-rules.ts';
+import type { RememberedRules } from './client-rules.ts';
 import { Disks } from './disks.ts';
 import type { Host } from './host.ts';
+import type { ClientsFrom } from './io-protocol.ts';
 import { IoThreads, MAX_IO_THREADS } from './io-threads.ts';
 import { KernelDevices } from './kernel-devices.ts';
 import { lockDirectory } from './lock.ts';
@@ -32,8 +38,12 @@ import type { StatusView } from './views.ts';
 
 export interface DaemonOptions {
   readonly paths: DaemonPaths;
-  /** Null: the unix socket in the run directory. */
+  /** Where clients connect, beside the unix socket in the run directory, which is for the owner alone. */
   readonly nbd: SocketAddress | null;
+  /** For the TCP address. Default: no TLS there. */
+  readonly tls?: ServerCredentials | null;
+  /** A unix socket for all users of the machine: each can use the disks that it was allowed to. */
+  readonly sharedSocket?: string | null;
   /** Null: the best that works. */
   readonly driver: DriverName | null;
   /** 1 to 16; default 1. */
@@ -46,13 +56,21 @@ export interface DaemonOptions {
   readonly onFatal: (cause: BlksnapError) => void;
 }
 
+interface Parts {
+  readonly lock: FileLock;
+  readonly io: IoThreads;
+  readonly rules: RememberedRules;
+}
+
 export class Daemon {
   readonly #options: DaemonOptions;
   readonly #lock: FileLock;
   readonly #io: IoThreads;
+  readonly #rules: ClientRules;
   readonly #startedAt = new Date();
   /** Where NBD clients connect. */
   #nbdAddress: SocketAddress;
+  #front: TlsFront | null = null;
   #stopping: Promise<void> | null = null;
   readonly devices: KernelDevices;
   readonly disks: Disks;
@@ -71,6 +89,7 @@ export class Daemon {
     let daemon: Daemon | null = null;
     try {
       const remembered = loadState(paths.stateFile);
+      const rules = loadRules(paths);
       const io = await IoThreads.start(
         {
           count,
@@ -85,10 +104,11 @@ export class Daemon {
           died: (cause) => options.onFatal(cause),
         },
       );
-      daemon = new Daemon(options, lock, io);
+      daemon = new Daemon(options, { lock, io, rules });
       for (const state of remembered) await daemon.disks.restore(state);
       await daemon.mapped.restore();
       await daemon.devices.restore();
+      await daemon.#restoreRules();
       // Last, so that a client that comes back finds its disk.
       await daemon.#listen();
       return daemon;
@@ -99,26 +119,73 @@ export class Daemon {
     }
   }
 
-  private constructor(options: DaemonOptions, lock: FileLock, io: IoThreads) {
+  private constructor(options: DaemonOptions, { lock, io, rules: remembered }: Parts) {
     this.#options = options;
     this.#lock = lock;
     this.#io = io;
     this.#nbdAddress = options.nbd ?? { kind: 'unix', path: options.paths.nbdSocket };
     const { paths, log } = options;
-    const uri = (exportName: string): string => formatNbdUri({ address: this.#nbdAddress, exportName });
-    const host: Host = { io, paths, log, serial: new Serial(), uri };
+    const serial = new Serial();
+    this.#rules = new ClientRules({ io, paths, log, serial, remembered });
+    const host: Host = { io, paths, log, serial, rules: this.#rules, uri: (exportName) => this.#uri(exportName) };
     this.devices = new KernelDevices(host);
     this.disks = new Disks(host, this.devices);
     this.snapshots = new Snapshots(host, { disks: this.disks, devices: this.devices });
     this.mapped = new Mapped(host, this.disks);
   }
 
+  #uri(exportName: string): string {
+    const isSecure = this.#options.nbd !== null && this.#isSecure;
+    return formatNbdUri({ address: this.#nbdAddress, exportName, ...(isSecure ? { tls: {} } : {}) });
+  }
+
+  get #isSecure(): boolean {
+    return (this.#options.tls ?? null) !== null;
+  }
+
+  async #restoreRules(): Promise<void> {
+    const names = new Set((await this.disks.list()).map(({ name }) => name));
+    await this.#rules.restore((disk) => names.has(disk));
+  }
+
   async #listen(): Promise<void> {
-    const address = this.#nbdAddress;
+    const { nbd, paths, sharedSocket = null } = this.#options;
+    await this.#listenOnSocket(paths.nbdSocket, 'owner');
+    if (sharedSocket !== null) await this.#listenOnSocket(sharedSocket, 'users');
+    if (nbd === null) return;
+    this.#nbdAddress = this.#isSecure
+      ? await this.#listenForTls(nbd)
+      : await this.#io.call('listen', { address: nbd, clients: 'nameless' });
+    if (!isLocal(nbd) && !this.#isSecure) {
+      this.#options.log.warn(
+        'whoever reaches the NBD address can read and write the disks, and whoever is between sees all',
+      );
+    }
+  }
+
+  async #listenOnSocket(path: string, clients: ClientsFrom): Promise<void> {
     // Whoever made this socket is gone: we hold the lock.
-    if (address.kind === 'unix') fs.rmSync(address.path, { force: true });
-    this.#nbdAddress = await this.#io.call('listen', { address });
-    if (!isLocal(address)) this.#options.log.warn('anyone who reaches the NBD address can read and write the disks');
+    if (isSocket(path)) fs.rmSync(path);
+    await this.#io.call('listen', { address: { kind: 'unix', path }, clients });
+  }
+
+  async #listenForTls(address: SocketAddress): Promise<SocketAddress> {
+    const credentials = this.#options.tls!;
+    this.#front = await TlsFront.listen(address, {
+      credentials,
+      onClient: (client) => void this.#admit(client),
+      onDropped: (reason) => this.#options.log.warn({ reason }, 'dropped a TLS client'),
+    });
+    return this.#front.address;
+  }
+
+  async #admit(client: Visitor): Promise<void> {
+    try {
+      await this.#io.call('takeOver', client);
+    } catch {
+      // The thread has ended, and never had it.
+      fs.closeSync(client.fd);
+    }
   }
 
   /** Ends I/O in flight, closes the disks, gives the directory back. Snapshots end with the daemon. Safe to call twice. */
@@ -133,6 +200,7 @@ export class Daemon {
       await this.devices.stop();
       await this.#io.stop();
     } finally {
+      await this.#front?.close();
       this.#lock.release();
     }
   }
@@ -149,7 +217,7 @@ export class Daemon {
       driver: this.#io.ready.driver,
       driverReason: this.#io.ready.driverReason,
       ioThreads: this.#io.count,
-      nbdUri: formatNbdUri({ address: this.#nbdAddress, exportName: '' }),
+      nbdUri: this.#uri(''),
       parameters: this.#options.parameters ?? DEFAULT_PARAMETERS,
       copies: totalOf(infos.flatMap(({ copies }) => copies ?? [])),
       disks: this.disks.size,
@@ -158,6 +226,10 @@ export class Daemon {
       kernelDevices: this.devices.size,
     };
   }
+}
+
+function isSocket(path: string): boolean {
+  return fs.statSync(path, { throwIfNoEntry: false })?.isSocket() ?? false;
 }
 
 /** Errors: EINVAL. */

@@ -162,16 +162,17 @@ export class Disks {
         throw cause;
       }
       await this.#devices.removeHeld(held);
-      this.#forget(name, entry);
+      await this.#forget(name, entry);
     });
   }
 
-  #forget(name: string, entry: Entry): void {
+  async #forget(name: string, entry: Entry): Promise<void> {
     this.#entries.delete(name);
     if (entry.kind === 'disk') {
       this.#save();
       fs.rmSync(this.#cbtPath(name), { force: true });
     }
+    await this.#host.rules.forget(name);
     this.#host.log.info({ disk: name }, 'detached');
   }
 
@@ -182,7 +183,7 @@ export class Disks {
       else await this.#devices.add(name, request, { wanted: fs.statSync(real).isBlockDevice() });
     } catch (cause) {
       await this.#host.io.call('detach', { name, force: true });
-      this.#forget(name, this.#entry(name));
+      await this.#forget(name, this.#entry(name));
       throw cause;
     }
   }
@@ -216,6 +217,36 @@ export class Disks {
       throw new BlksnapError('EINVAL', `Cannot remove "${name}": it is no mapped device; detach it`);
     }
     await this.detach(name);
+  }
+
+  // --- clients --------------------------------------------------------------------------------
+
+  /** Those that may use the disk beside its owner; null where nobody said. Errors: ENOENT. */
+  clients(name: string): readonly string[] | null {
+    this.#checkWhole(name);
+    return this.#host.rules.of(name);
+  }
+
+  /** Errors: ENOENT; EINVAL. */
+  async allow(name: string, client: string): Promise<void> {
+    await this.#host.serial.run([`disk ${name}`], async () => {
+      this.#checkWhole(name);
+      await this.#host.rules.allow(name, client);
+    });
+  }
+
+  /** Errors: ENOENT for the disk, or a client that is not allowed to use it. */
+  async disallow(name: string, client: string): Promise<void> {
+    await this.#host.serial.run([`disk ${name}`], async () => {
+      this.#checkWhole(name);
+      await this.#host.rules.disallow(name, client);
+    });
+  }
+
+  #checkWhole(name: string): void {
+    this.#entry(name);
+    if (name === wholeDisk(name)) return;
+    throw new BlksnapError('EINVAL', `Partition "${name}" has no clients of its own: allow disk "${wholeDisk(name)}"`);
   }
 
   // --- filters --------------------------------------------------------------------------------

@@ -3,17 +3,21 @@
 import type { ServedSocket } from '../kernel/nbd.ts';
 import { transmissionFlags } from '../nbd/commands.ts';
 import type { ExportTable, NbdExport } from '../nbd/export.ts';
+import type { Peer } from '../nbd/peer.ts';
+import type { Access } from './access.ts';
 import { BlksnapError } from '../util/errors.ts';
 import type { ExportChange } from './io-protocol.ts';
 
 export class Exports implements ExportTable {
   readonly #onChange: (change: ExportChange) => void;
+  readonly #access: Access;
   readonly #here = new Map<string, NbdExport>();
   /** Descriptions of those on other threads. */
   readonly #elsewhere = new Map<string, string>();
 
   /** `onChange` hears what comes and goes here. */
-  constructor(onChange: (change: ExportChange) => void) {
+  constructor(access: Access, onChange: (change: ExportChange) => void) {
+    this.#access = access;
     this.#onChange = onChange;
   }
 
@@ -27,6 +31,15 @@ export class Exports implements ExportTable {
 
   isElsewhere(name: string): boolean {
     return this.#elsewhere.has(name);
+  }
+
+  visibleTo(peer: Peer): ExportTable {
+    const allows = (name: string): boolean => this.#access.allows(peer, name);
+    return {
+      find: (name) => (allows(name) ? this.find(name) : undefined),
+      list: () => [...this.list()].filter(({ name }) => allows(name)),
+      isElsewhere: (name) => allows(name) && this.isElsewhere(name),
+    };
   }
 
   set(name: string, offered: NbdExport): void {

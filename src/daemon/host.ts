@@ -1,5 +1,6 @@
 /** What the parts of a daemon have in common. */
 
+import type { ClientRules } from './client-rules.ts';
 import type { IoThreads } from './io-threads.ts';
 import type { Log } from './log.ts';
 import type { DaemonPaths } from './paths.ts';
@@ -9,7 +10,8 @@ export interface Host {
   readonly io: Pick<IoThreads, 'call'>;
   readonly paths: DaemonPaths;
   readonly log: Log;
-  /** Keys: `disk NAME`, `path PATH`, `mapped NAME`. */
+  readonly rules: ClientRules;
+  /** Keys: `disk NAME`, `path PATH`, `mapped NAME`, `clients`. */
   readonly serial: Serial;
   /** The NBD URI of an export. */
   uri(exportName: string): string;

@@ -11,8 +11,9 @@ import type { Parameters } from '../blksnap/parameters.ts';
 import type { DriverName } from '../io/open.ts';
 import type { SocketAddress } from '../io/reactor.ts';
 import type { ServedSocket } from '../kernel/nbd.ts';
-import type { HandedOver } from '../nbd/server.ts';
+import type { HandedOver, Visitor } from '../nbd/server.ts';
 import type { ErrorCode } from '../util/errors.ts';
+import type { AccessRules } from './access.ts';
 
 export interface IoThreadOptions {
   /** Forces a driver; null takes the best that works. */
@@ -30,6 +31,9 @@ export interface IoThreadReady {
   /** The descriptor that wakes the reactor, or -1. */
   readonly wakeFd: number;
 }
+
+/** Who comes to a listening address: the owner alone; anybody, without a name; users of this machine. */
+export type ClientsFrom = 'owner' | 'nameless' | 'users';
 
 export interface OpenOptions {
   readonly path: string;
@@ -164,7 +168,9 @@ export interface TakeArgs {
 /** Every call: its argument and its result. */
 export interface IoCalls {
   /** Takes NBD connections. The result has the port that the system chose for port 0. */
-  listen: { args: { readonly address: SocketAddress }; result: SocketAddress };
+  listen: { args: { readonly address: SocketAddress; readonly clients: ClientsFrom }; result: SocketAddress };
+  /** Says who may use which disks. Ends the connections of those who may no longer. */
+  setAccess: { args: { readonly rules: AccessRules }; result: void };
   /** Opens a file or device and serves it. With `cbtPath` its changes are tracked, in that file. */
   attach: {
     args: OpenOptions & {
@@ -234,7 +240,7 @@ export interface IoCalls {
   /** An export of another thread came or went. */
   elsewhere: { args: ExportChange; result: void };
   /** Serves a client that another thread has accepted. Its descriptor is this thread's from here on. */
-  takeOver: { args: HandedOver; result: void };
+  takeOver: { args: Visitor; result: void };
   /** Serves an export on a connected socket whose other end the kernel gets. The descriptor is this thread's. */
   serveKernel: { args: { readonly exportName: string; readonly fd: number }; result: ServedSocket };
   describeExport: { args: { readonly exportName: string }; result: ServedSocket };

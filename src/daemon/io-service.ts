@@ -22,12 +22,14 @@ import { openDevice } from '../block/open.ts';
 import { OverlayDevice } from '../block/overlay-device.ts';
 import { Arena, NO_MEMORY } from '../io/arena.ts';
 import { completed } from '../io/reactor.ts';
-import type { Reactor } from '../io/reactor.ts';
+import type { Reactor, SocketAddress } from '../io/reactor.ts';
+import { NAMELESS, userPeer } from '../nbd/peer.ts';
 import { becomeIoFlusher } from '../io/control-sys.ts';
 import { NbdServer } from '../nbd/server.ts';
-import type { HandedOver } from '../nbd/server.ts';
+import type { HandedOver, Visitor } from '../nbd/server.ts';
 import { assert } from '../util/assert.ts';
 import { BlksnapError, errnoError, toBlksnapError } from '../util/errors.ts';
+import { Access } from './access.ts';
 import type { DiskFilters } from './disk-filters.ts';
 import type { Claim } from './backings.ts';
 import { diskInfo, partitionInfo } from './disk-info.ts';
@@ -69,6 +71,7 @@ export class IoService {
   readonly #copyMemory: Arena;
   readonly #copyMemoryAt: number;
   readonly #served = new Map<string, Served>();
+  readonly #access = new Access();
   readonly #exports: Exports;
   readonly #snapshots: IoSnapshots;
   readonly #partitions: PartitionDisks;
@@ -83,7 +86,7 @@ export class IoService {
     this.#reactor = reactor;
     this.#filters = options.filters;
     this.#parameters = parameters;
-    this.#exports = new Exports(options.onExportChange);
+    this.#exports = new Exports(this.#access, options.onExportChange);
     this.#copyMemoryAt = arena.allocate(parameters.copyMemoryBytes);
     assert(this.#copyMemoryAt !== NO_MEMORY, 'the arena has room for copy-on-write');
     const part = { at: this.#copyMemoryAt, length: parameters.copyMemoryBytes };
@@ -125,7 +128,11 @@ export class IoService {
   }
 
   readonly handlers: IoHandlers = {
-    listen: async ({ address }) => (await this.#server.listen(address)).address,
+    listen: (args) => this.#listen(args),
+    setAccess: ({ rules }) => {
+      this.#access.set(rules);
+      return this.#server.dropForbidden();
+    },
     attach: (args) => this.#attach(args),
     mount: (args) => this.#mount(args),
     detach: ({ name, force }) => this.#detach(name, force ?? false),
@@ -402,9 +409,22 @@ export class IoService {
     return ranges.map(({ offset, length }) => ({ offset: partition.offset + offset, length }));
   }
 
-  // --- clients of other threads ---------------------------------------------------------------
+  // --- clients --------------------------------------------------------------------------------
 
-  #takeOver(client: HandedOver): void {
+  async #listen({ address, clients }: IoCalls['listen']['args']): Promise<SocketAddress> {
+    switch (clients) {
+      case 'owner':
+        return (await this.#server.listen(address)).address;
+      case 'nameless':
+        return (await this.#server.listen(address, { peer: () => NAMELESS })).address;
+      case 'users':
+        // Whoever can reach the socket's directory may connect, and sees what was allowed to its user id.
+        return (await this.#server.listen(address, { mode: 0o666, peer: (stream) => userPeer(stream.peerUid()) }))
+          .address;
+    }
+  }
+
+  #takeOver(client: Visitor): void {
     try {
       void this.#server.takeOver(client);
     } catch {

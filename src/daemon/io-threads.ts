@@ -142,6 +142,7 @@ export class IoThreads {
 
   readonly #routes: IoHandlers = {
     listen: (args) => this.#first.call('listen', args),
+    setAccess: async (args) => void (await this.#all('setAccess', args)),
     attach: (args) => this.#place(args.name, args.path, (thread) => thread.call('attach', args)),
     mount: (args) => this.#place(args.name, null, (thread) => thread.call('mount', args)),
     detach: async (args) => {
@@ -192,7 +193,7 @@ export class IoThreads {
     finishSnapshot: notFromOutside,
     abandonSnapshot: notFromOutside,
     elsewhere: notFromOutside,
-    takeOver: notFromOutside,
+    takeOver: (args) => this.#first.call('takeOver', args),
     stop: () => this.stop(),
   };
 

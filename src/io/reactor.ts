@@ -53,6 +53,8 @@ export interface Stream {
   /** Gives a socket's descriptor up, open, for another reactor to adopt; the stream is as closed. No operation may
    *  be under way and nothing queued. -1, and nothing happens, where the driver cannot: portable. */
   release(): number;
+  /** The user at the other end of a unix socket; -1 where the system does not tell. */
+  peerUid(): number;
 }
 
 export interface Listener {

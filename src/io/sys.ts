@@ -36,6 +36,8 @@ interface Libc {
   listen(fd: number, backlog: number): number;
   shutdown(fd: number, how: number): number;
   setsockopt(fd: number, level: number, name: number, value: Uint8Array, length: number): number;
+  getsockopt(fd: number, level: number, name: number, value: Uint8Array, length: Uint8Array): number;
+  socketpair(domain: number, type: number, protocol: number, fds: Uint8Array): number;
   getsockname(fd: number, address: Uint8Array, length: Uint8Array): number;
   pread(fd: number, address: number, length: number, offset: number): Num;
   pwrite(fd: number, address: number, length: number, offset: number): Num;
@@ -79,6 +81,8 @@ function libc(): Libc {
     listen: bind('int listen(int, int)'),
     shutdown: bind('int shutdown(int, int)'),
     setsockopt: bind('int setsockopt(int, int, int, void*, uint32_t)'),
+    getsockopt: bind('int getsockopt(int, int, int, void*, void*)'),
+    socketpair: bind('int socketpair(int, int, int, void*)'),
     getsockname: bind('int getsockname(int, void*, void*)'),
     pread: bind('int pread(int, uint64_t, size_t, int64_t)'),
     pwrite: bind('int pwrite(int, uint64_t, size_t, int64_t)'),
@@ -208,6 +212,27 @@ export function shutdownSocket(fd: number): number {
 export function setSocketOption(fd: number, level: number, name: number, value: number): number {
   const bytes = new Uint8Array(new Int32Array([value]).buffer);
   return checked(libc().setsockopt(fd, level, name, bytes, 4));
+}
+
+const SOL_SOCKET = 1;
+const SO_PEERCRED = 17;
+
+/** The user id of a unix socket's peer, as of when it connected; -1 for other sockets. */
+export function peerUid(fd: number): number {
+  const credentials = new Uint8Array(12); // struct ucred: pid, uid, gid
+  const length = new Uint8Array(new Uint32Array([credentials.length]).buffer);
+  const result = checked(libc().getsockopt(fd, SOL_SOCKET, SO_PEERCRED, credentials, length));
+  const [, uid = -1] = new Int32Array(credentials.buffer);
+  return result < 0 ? -1 : uid;
+}
+
+/** Two connected unix sockets. Errors: EMFILE; EOPNOTSUPP where there is no such call. */
+export function socketPair(): readonly [number, number] {
+  if (!ffiAvailable()) throw errnoError(95, 'Cannot make a pair of sockets');
+  const fds = new Int32Array(2);
+  const result = checked(libc().socketpair(AF_UNIX, SOCK_STREAM_CLOEXEC, 0, new Uint8Array(fds.buffer)));
+  if (result < 0) throw errnoError(-result, 'Cannot make a pair of sockets');
+  return [fds[0]!, fds[1]!];
 }
 
 /** The socket's own address as a sockaddr, or -errno. */

@@ -24,3 +24,18 @@ export function isLocal(address: SocketAddress): boolean {
     address.host === 'localhost' || address.host === '::1' || (isIPv4(address.host) && address.host.startsWith('127.'))
   );
 }
+
+/** Errors: EINVAL for an address that other machines can reach, where neither TLS protects it nor somebody said that
+ *  nothing has to. */
+export function refuseExposed(
+  address: SocketAddress,
+  given: { readonly tls: boolean; readonly insecure: boolean },
+): void {
+  if (isLocal(address) || given.tls || given.insecure) return;
+  const where = address.kind === 'tcp' ? `${address.host}:${address.port}` : address.path;
+  throw new BlksnapError(
+    'EINVAL',
+    `Cannot listen on ${where}: other machines can read and write the disks there; ` +
+      'give --tls-certificates or --tls-psk (docs/security.md), or --insecure-tcp if the network is yours alone',
+  );
+}

@@ -77,22 +77,27 @@ function refusal(reply: OptionReply, action: string): BlksnapError {
             ? 'EOPNOTSUPP'
             : 'EPROTO';
   const words = decoder.decode(reply.data.subarray(0, 256));
-  const tls = reply.type === REP_ERR_TLS_REQD ? 'the server wants TLS, which is not supported' : '';
+  const tls = reply.type === REP_ERR_TLS_REQD ? 'the server wants TLS; connect by nbds:// or nbds+unix://' : '';
   return new BlksnapError(
     code,
     `Cannot ${action}: ${tls || words || `the server refused (0x${reply.type.toString(16)})`}`,
   );
 }
 
-/** Agrees on an export and enters transmission. Errors: ENOENT no such export; EPROTO; EOPNOTSUPP. */
-export async function join(wire: Wire, exportName: string, contexts: readonly string[]): Promise<ServerExport> {
-  const handshake = await ClientHandshake.greet(wire);
+/** Agrees on an export and enters transmission. `flags`: those of a greeting that was read already, before TLS; null
+ *  without TLS. Errors: ENOENT no such export; EPROTO; EOPNOTSUPP. */
+export async function join(
+  wire: Wire,
+  wanted: { readonly exportName: string; readonly contexts: readonly string[]; readonly flags: number | null },
+): Promise<ServerExport> {
+  const { exportName, contexts, flags } = wanted;
+  const handshake = await ClientHandshake.open(wire, flags);
   return handshake.fixed ? handshake.go(exportName, contexts) : handshake.exportName(exportName, 'simple', new Map());
 }
 
 /** The names that the server is ready to tell. Errors: EACCES, EOPNOTSUPP when it is not. */
-export async function listServerExports(wire: Wire): Promise<ListedExport[]> {
-  const handshake = await ClientHandshake.greet(wire);
+export async function listServerExports(wire: Wire, flags: number | null): Promise<ListedExport[]> {
+  const handshake = await ClientHandshake.open(wire, flags);
   if (!handshake.fixed)
     throw new BlksnapError('EOPNOTSUPP', 'Cannot list exports: the server knows only the oldest handshake');
   return handshake.list();
@@ -103,7 +108,12 @@ class ClientHandshake {
   readonly fixed: boolean;
   readonly #noZeroes: boolean;
 
-  static async greet(wire: Wire): Promise<ClientHandshake> {
+  /** `flags`: as of `join`. */
+  static async open(wire: Wire, flags: number | null): Promise<ClientHandshake> {
+    return flags === null ? await ClientHandshake.greet(wire) : new ClientHandshake(wire, flags);
+  }
+
+  private static async greet(wire: Wire): Promise<ClientHandshake> {
     await wire.need(16);
     if (wire.u32() !== INIT_MAGIC[0] || wire.u32() !== INIT_MAGIC[1])
       throw violation('it does not greet as an NBD server');

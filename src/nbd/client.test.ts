@@ -48,7 +48,7 @@ describe.each(drivers)('the client with our server, %s driver', (driver) => {
     });
     const fixed = await connect('fixed', []);
     expect(fixed).toMatchObject({ size: 1536, readOnly: true, contexts: [] });
-    expect(await listExports(world.reactor, world.address)).toEqual([
+    expect(await listExports(world.reactor, world)).toEqual([
       { name: 'disk', description: 'the device disk' },
       { name: 'fixed', description: 'the device fixed' },
     ]);

@@ -4,11 +4,12 @@
  *  When the connection breaks, every bio under way and every later one ends with EIO, and
  *  `failure` says why. */
 
+import fs from 'node:fs';
 import { DISCARD, FAST_ZERO, FLUSH, FUA, NO_HOLE, rangeError, READ, WRITE, WRITE_ZEROES } from '../block/bio.ts';
 import type { Bio } from '../block/bio.ts';
 import { pushExtent } from '../block/device.ts';
 import type { BlockDevice, Capabilities, Extent } from '../block/device.ts';
-import type { Completion, Reactor, SocketAddress, Stream } from '../io/reactor.ts';
+import type { Completion, Reactor, Stream } from '../io/reactor.ts';
 import { unreachable } from '../util/assert.ts';
 import { BlksnapError, ERRNO, errnoError, toBlksnapError } from '../util/errors.ts';
 import { alignDown, GIB, MIB } from '../util/units.ts';
@@ -41,6 +42,9 @@ import {
   STATE_HOLE,
   STATE_ZERO,
 } from './protocol.ts';
+import { connectTls } from './tls-connect.ts';
+import { loadClientCredentials, MIN_TLS_VERSION } from './tls-credentials.ts';
+import type { ClientCredentials } from './tls-credentials.ts';
 import { formatNbdUri } from './uri.ts';
 import type { NbdUri } from './uri.ts';
 import { Wire } from './wire.ts';
@@ -55,6 +59,8 @@ const DATA_LENGTH = 4 * MIB;
 
 export interface NbdClientOptions extends NbdUri {
   readonly reactor: Reactor;
+  /** For a URI with TLS that names no files of its own. Default: whom the system trusts, and no proof of our own. */
+  readonly credentials?: ClientCredentials | undefined;
   /** Metadata contexts to ask for; what the server does not have is left out. Default: base:allocation. */
   readonly contexts?: readonly string[];
 }
@@ -106,9 +112,9 @@ export class NbdClient implements BlockDevice, ClientConnectionHost {
   /** Errors: ENOENT (no such export, or socket), ECONNREFUSED, EPROTO, EINVAL for a size that is no
    *  whole number of blocks, ETIMEDOUT, … */
   static async connect(options: NbdClientOptions): Promise<NbdClient> {
-    const { reactor, address, exportName, contexts = [BASE_ALLOCATION] } = options;
-    return shakeHands(reactor, address, async (wire, stream) => {
-      const server = await join(wire, exportName, contexts);
+    const { reactor, exportName, contexts = [BASE_ALLOCATION] } = options;
+    return shakeHands(reactor, options, async ({ wire, stream, flags }) => {
+      const server = await join(wire, { exportName, contexts, flags });
       wire.checkOpen();
       return new NbdClient(reactor, stream, options, server, wire.received);
     });
@@ -299,21 +305,44 @@ export class NbdClient implements BlockDevice, ClientConnectionHost {
 }
 
 /** What a server offers. Errors: as `NbdClient.connect`; EACCES when it does not tell. */
-export async function listExports(reactor: Reactor, address: SocketAddress): Promise<ListedExport[]> {
-  return shakeHands(reactor, address, async (wire, stream) => {
-    const listed = await listServerExports(wire);
+export async function listExports(
+  reactor: Reactor,
+  target: Pick<NbdClientOptions, 'address' | 'tls' | 'credentials'>,
+): Promise<ListedExport[]> {
+  return shakeHands(reactor, target, async ({ wire, stream, flags }) => {
+    const listed = await listServerExports(wire, flags);
     stream.close();
     return listed;
   });
 }
 
+async function openStream(
+  reactor: Reactor,
+  { address, tls, credentials }: Pick<NbdClientOptions, 'address' | 'tls' | 'credentials'>,
+): Promise<{ readonly stream: Stream; readonly flags: number | null }> {
+  if (tls === undefined) return { stream: await reactor.connect(address), flags: null };
+  const named = loadClientCredentials(tls, tls.pskName) ?? credentials;
+  const proof = named ?? { kind: 'x509', options: { minVersion: MIN_TLS_VERSION } };
+  const { fd, flags } = await connectTls(address, {
+    credentials: proof,
+    hostname: tls.hostname,
+    limitMs: HANDSHAKE_LIMIT_MS,
+  });
+  try {
+    return { stream: reactor.adopt(fd, fd), flags };
+  } catch (cause) {
+    fs.closeSync(fd);
+    throw cause;
+  }
+}
+
 /** Connects and runs a handshake, within a time. The stream is the handshake's to keep; closed on errors. */
 async function shakeHands<T>(
   reactor: Reactor,
-  address: SocketAddress,
-  run: (wire: Wire, stream: Stream) => Promise<T>,
+  target: Pick<NbdClientOptions, 'address' | 'tls' | 'credentials'>,
+  run: (line: { readonly wire: Wire; readonly stream: Stream; readonly flags: number | null }) => Promise<T>,
 ): Promise<T> {
-  const stream = await reactor.connect(address);
+  const { stream, flags } = await openStream(reactor, target);
   const wire = Wire.open(reactor.arena, stream);
   if (wire === null) {
     stream.close();
@@ -328,7 +357,7 @@ async function shakeHands<T>(
   };
   const timer = reactor.timer(HANDSHAKE_LIMIT_MS, timeout);
   try {
-    return await run(wire, stream);
+    return await run({ wire, stream, flags });
   } catch (cause) {
     stream.close();
     if (timedOut)

@@ -2,6 +2,7 @@
  *  whatever tells about blocks (a dirty bitmap, say) is a metadata context of its export. */
 
 import type { BlockDevice } from '../block/device.ts';
+import type { Peer } from './peer.ts';
 
 /** What a metadata context says about a run of bytes. The flags' meaning is the context's own. */
 export interface StatusExtent {
@@ -35,4 +36,6 @@ export interface ExportTable {
   list(): Iterable<Pick<NbdExport, 'name' | 'description'>>;
   /** Whether another server of the process has it: its clients are handed over. */
   isElsewhere?(name: string): boolean;
+  /** The part that a client may see and use: what is not in it does not exist for that client. Without this, all of it. */
+  visibleTo?(peer: Peer): ExportTable;
 }

@@ -72,6 +72,11 @@ export interface HandshakeState {
   readonly options: number;
 }
 
+/** After the greeting, and nothing else. */
+export function freshState(noZeroes: boolean): HandshakeState {
+  return { noZeroes, style: 'simple', contextsOf: null, contextNames: [], options: 0 };
+}
+
 /** The client named an export that another server has. */
 export interface Departure {
   readonly exportName: string;

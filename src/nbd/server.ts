@@ -15,6 +15,8 @@ import { negotiate } from './handshake.ts';
 import type { Departure, HandshakeState, Session } from './handshake.ts';
 import { connectionLimit } from './limits.ts';
 import { MemoryLine } from './memory-line.ts';
+import { OWNER } from './peer.ts';
+import type { Peer } from './peer.ts';
 import { Wire } from './wire.ts';
 
 const HANDSHAKE_LIMIT_MS = 30_000;
@@ -23,13 +25,36 @@ const STALL_LIMIT_MS = 10_000;
 /** How long `close` and `dropExport` wait for clients to take their last replies. */
 const GRACE_MS = 2_000;
 
-/** A client whose export another server has. Plain data, but for the descriptor: that is the taker's to close. */
-export interface HandedOver {
+/** A client in the midst of its handshake. Plain data, but for the descriptor: that is the taker's to close. */
+export interface Visitor {
   readonly fd: number;
-  readonly exportName: string;
+  readonly peer: Peer;
   readonly state: HandshakeState;
   /** What was received and is still to be read. */
   readonly received: Uint8Array;
+}
+
+/** A client whose export another server has. */
+export interface HandedOver extends Visitor {
+  readonly exportName: string;
+}
+
+export interface NbdListenOptions extends ListenOptions {
+  /** Tells who has connected; default: the owner, who alone can open a unix socket of mode 0600. */
+  readonly peer?: (stream: Stream) => Peer;
+}
+
+/** How a client came. */
+interface Arrival {
+  readonly peer: Peer;
+  /** Where its handshake began elsewhere. */
+  readonly visitor?: Visitor;
+}
+
+/** A client in transmission: who it is, and who is told of its end. */
+interface Stay {
+  readonly peer: Peer;
+  readonly told: Array<() => void>;
 }
 
 export interface NbdServerOptions {
@@ -57,8 +82,8 @@ export class NbdServer implements ConnectionHost {
   readonly #listeners = new Set<Listener>();
   /** In the handshake. */
   readonly #arriving = new Set<Wire>();
-  /** In transmission, and who is told of the end. */
-  readonly #connections = new Map<Connection, Array<() => void>>();
+  /** In transmission. */
+  readonly #connections = new Map<Connection, Stay>();
   readonly #serving = new Set<Promise<void>>();
   /** Those of them that are the kernel's. */
   readonly #kernels = new Set<Connection>();
@@ -82,8 +107,9 @@ export class NbdServer implements ConnectionHost {
   }
 
   /** Errors: EADDRINUSE, EACCES and the like. */
-  async listen(address: SocketAddress, options: ListenOptions = {}): Promise<Listener> {
-    return this.#keep(await this.reactor.listen(address, options, (stream) => void this.serve(stream)));
+  async listen(address: SocketAddress, options: NbdListenOptions = {}): Promise<Listener> {
+    const { peer = () => OWNER, ...how } = options;
+    return this.#keep(await this.reactor.listen(address, how, (stream) => void this.serve(stream, peer(stream))));
   }
 
   /** Listens on a socket that was handed to the process. */
@@ -98,15 +124,19 @@ export class NbdServer implements ConnectionHost {
 
   /** Serves one client on a stream that is the server's from here on. Resolves when the connection
    *  has ended and everything lent for it is given back. Never rejects. */
-  serve(stream: Stream, client: HandedOver | null = null): Promise<void> {
-    const served = this.#serve(stream, client).finally(() => this.#serving.delete(served));
+  serve(stream: Stream, peer: Peer = OWNER): Promise<void> {
+    return this.#receive(stream, { peer });
+  }
+
+  #receive(stream: Stream, arrival: Arrival): Promise<void> {
+    const served = this.#serve(stream, arrival).finally(() => this.#serving.delete(served));
     this.#serving.add(served);
     return served;
   }
 
-  /** As serve, of a client that began its handshake in another server. Errors: ENOMEM; the descriptor is then still open. */
-  takeOver(client: HandedOver): Promise<void> {
-    return this.serve(this.reactor.adopt(client.fd, client.fd), client);
+  /** As serve, of a client that began its handshake elsewhere. Errors: ENOMEM; the descriptor is then still open. */
+  takeOver(client: Visitor): Promise<void> {
+    return this.#receive(this.reactor.adopt(client.fd, client.fd), { peer: client.peer, visitor: client });
   }
 
   /** Serves an export to a client that knows all that a handshake would tell: the kernel, whose devices must not wait
@@ -126,7 +156,7 @@ export class NbdServer implements ConnectionHost {
       throw new BlksnapError('ENOMEM', 'No memory for one more connection: raise --arena');
     }
     this.#kernels.add(connection);
-    const ended = this.#transmit(connection).finally(() => {
+    const ended = this.#transmit(connection, OWNER).finally(() => {
       this.#kernels.delete(connection);
       this.#serving.delete(ended);
     });
@@ -134,39 +164,52 @@ export class NbdServer implements ConnectionHost {
     return { ended };
   }
 
-  async #serve(stream: Stream, client: HandedOver | null): Promise<void> {
+  async #serve(stream: Stream, { peer, visitor }: Arrival): Promise<void> {
     const refusal = this.#closed
       ? 'the server is closing'
       : this.#arriving.size + this.#connections.size - this.#kernels.size >= this.#connectionLimit
         ? `more than ${this.#connectionLimit} connections`
         : undefined;
-    const wire = refusal === undefined ? Wire.open(this.reactor.arena, stream, client?.received) : null;
+    const wire = refusal === undefined ? Wire.open(this.reactor.arena, stream, visitor?.received) : null;
     if (wire === null) {
       this.#refuse(stream, refusal ?? 'no memory for one more handshake');
       return;
     }
     this.#arriving.add(wire);
-    const agreed = await this.#shakeHands(wire, client?.state ?? null);
+    const exports = this.#visibleTo(peer);
+    const agreed = await this.#shakeHands(wire, exports, visitor?.state ?? null);
     this.#arriving.delete(wire);
     if (agreed !== null && 'option' in agreed) {
-      this.#depart(stream, agreed, wire.received);
+      this.#depart(stream, { agreed, peer, received: wire.received });
       wire.release();
       return;
     }
-    const connection = agreed === null ? null : this.#connect(stream, agreed, wire.received);
+    const connection = agreed === null ? null : this.#connect(stream, agreed, { peer, early: wire.received });
     wire.release();
     if (connection === null) stream.close();
-    else await this.#transmit(connection);
+    else await this.#transmit(connection, peer);
   }
 
-  #depart(stream: Stream, { exportName, state, option }: Departure, received: Uint8Array): void {
+  #visibleTo(peer: Peer): ExportTable {
+    return this.#exports.visibleTo?.(peer) ?? this.#exports;
+  }
+
+  #depart(
+    stream: Stream,
+    { agreed, peer, received }: { readonly agreed: Departure; readonly peer: Peer; readonly received: Uint8Array },
+  ): void {
+    const { exportName, state, option } = agreed;
     assert(this.#handOver !== undefined, 'who knows of other servers can hand over');
     const fd = stream.release();
     assert(fd >= 0, 'the driver can give a descriptor up');
-    this.#handOver({ fd, exportName, state, received: new Uint8Array(Buffer.concat([option, received])) });
+    this.#handOver({ fd, exportName, peer, state, received: new Uint8Array(Buffer.concat([option, received])) });
   }
 
-  async #shakeHands(wire: Wire, state: HandshakeState | null): Promise<Session | Departure | null> {
+  async #shakeHands(
+    wire: Wire,
+    exports: ExportTable,
+    state: HandshakeState | null,
+  ): Promise<Session | Departure | null> {
     let timedOut = false;
     const timeout: Completion = {
       complete: () => {
@@ -176,7 +219,7 @@ export class NbdServer implements ConnectionHost {
     };
     const timer = this.reactor.timer(this.#handshakeLimitMs, timeout);
     try {
-      const agreed = await negotiate(wire, this.#exports, this.reactor.arena, state);
+      const agreed = await negotiate(wire, exports, this.reactor.arena, state);
       wire.checkOpen();
       return agreed;
     } catch (cause) {
@@ -189,9 +232,13 @@ export class NbdServer implements ConnectionHost {
     }
   }
 
-  #connect(stream: Stream, session: Session, early: Uint8Array): Connection | null {
-    // The export may have gone while its client was shaking hands.
-    if (this.#closed || this.#exports.find(session.served.name) !== session.served) {
+  #connect(
+    stream: Stream,
+    session: Session,
+    { peer, early }: { readonly peer: Peer; readonly early: Uint8Array },
+  ): Connection | null {
+    // The export, or the leave to use it, may have gone while its client was shaking hands.
+    if (this.#closed || this.#visibleTo(peer).find(session.served.name) !== session.served) {
       this.#onDropped(`export "${session.served.name}" is gone`);
       return null;
     }
@@ -200,9 +247,9 @@ export class NbdServer implements ConnectionHost {
     return connection;
   }
 
-  #transmit(connection: Connection): Promise<void> {
+  #transmit(connection: Connection, peer: Peer): Promise<void> {
     return new Promise((resolve) => {
-      this.#connections.set(connection, [resolve]);
+      this.#connections.set(connection, { peer, told: [resolve] });
       connection.start();
     });
   }
@@ -213,7 +260,7 @@ export class NbdServer implements ConnectionHost {
   }
 
   connectionEnded(connection: Connection, reason: string | undefined): void {
-    const told = this.#connections.get(connection)!;
+    const { told } = this.#connections.get(connection)!;
     this.#connections.delete(connection);
     if (reason !== undefined) this.#onDropped(reason);
     for (const resolve of told) resolve();
@@ -230,9 +277,17 @@ export class NbdServer implements ConnectionHost {
     await this.#end([...this.#connections.keys()].filter((connection) => connection.served === served));
   }
 
+  /** As dropExport, of the clients that may no longer use what they use. */
+  async dropForbidden(): Promise<void> {
+    const forbidden = [...this.#connections].filter(
+      ([{ served }, { peer }]) => this.#visibleTo(peer).find(served.name) !== served,
+    );
+    await this.#end(forbidden.map(([connection]) => connection));
+  }
+
   async #end(connections: readonly Connection[]): Promise<void> {
     const ended = connections.map(
-      (connection) => new Promise<void>((resolve) => this.#connections.get(connection)!.push(resolve)),
+      (connection) => new Promise<void>((resolve) => this.#connections.get(connection)!.told.push(resolve)),
     );
     for (const connection of connections) connection.shutDown();
     const grace = this.reactor.timer(GRACE_MS, {

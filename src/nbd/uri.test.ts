@@ -18,6 +18,16 @@ describe('NBD URIs', () => {
   });
 
   it.each([
+    ['nbds://example.com/disk', {}],
+    ['nbds://al%20ice@example.com/disk?tls-psk-file=/k.psk', { pskName: 'al ice', psk: '/k.psk' }],
+    ['nbds://example.com/disk?tls-certificates=/pki&tls-hostname=other', { certificates: '/pki', hostname: 'other' }],
+    ['nbds+unix://alice@/disk?socket=/s&tls-psk-file=/k.psk', { pskName: 'alice', psk: '/k.psk' }],
+  ])('reads the TLS of %s', (uri, tls) => {
+    expect(parseNbdUri(uri)).toMatchObject({ exportName: 'disk', tls });
+    expect(Object.keys(parseNbdUri(uri).tls!)).toEqual(Object.keys(tls));
+  });
+
+  it.each([
     ['disk.img', /not a URI/],
     ['http://example.com/', /unknown scheme "http"/],
     ['nbd:///disk', /no host/],
@@ -27,7 +37,8 @@ describe('NBD URIs', () => {
     ['nbd://host/?socket=/x', /needs nbd\+unix/],
     ['nbd://host/%zz', /percent/],
     ['nbd://host/?volume=x', /unknown parameter "volume"/],
-    ['nbds://host/', /TLS is not supported/],
+    ['nbds+unix:///disk', /no socket/],
+    ['nbds://host/?tls-type=anon', /unknown parameter "tls-type"/],
   ])('refuses %s', (uri, message) => {
     expect(() => parseNbdUri(uri)).toThrow(message);
   });
@@ -41,7 +52,10 @@ describe('NBD URIs', () => {
         port: fc.integer({ min: 1, max: 65535 }),
       }),
     );
-    const uri = fc.record({ address, exportName: fc.string({ unit: 'binary' }) });
+    const text = fc.string({ minLength: 1, unit: 'binary' });
+    const tls = fc.record({ pskName: text, certificates: text, psk: text, hostname: text }, { requiredKeys: [] });
+    const exportName = fc.string({ unit: 'binary' });
+    const uri = fc.record({ address, exportName, tls }, { requiredKeys: ['address', 'exportName'] });
     fc.assert(
       fc.property(uri, (one) => {
         expect(parseNbdUri(formatNbdUri(one))).toEqual(one);

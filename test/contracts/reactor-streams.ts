@@ -79,6 +79,11 @@ export function streamContract(open: OpenReactor): void {
       expect(await run((c) => client.receiveAll(a, 5, c))).toBe(5);
     });
 
+    it('tell the user at the other end, where there is one', async () => {
+      const [, server] = await pair(kind);
+      expect(server.peerUid()).toBe(kind === 'unix' && bench().reactor.driver !== 'sim' ? process.getuid!() : -1);
+    });
+
     it('receiveAll waits for all, and gives 0 when the stream ends first', async () => {
       const { memory, bytes, run } = bench();
       const [client, server] = await pair(kind);

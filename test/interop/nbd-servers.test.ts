@@ -153,7 +153,9 @@ describe.each(drivers)('servers for our client, %s driver', (driver) => {
       ['--persistent', '--format=raw', '--discard=unmap', '-x', 'disk', `--socket=${socket}`, newImage()],
       { path: socket },
     );
-    expect((await listExports(reactor, { kind: 'unix', path: socket })).map(({ name }) => name)).toEqual(['disk']);
+    expect((await listExports(reactor, { address: { kind: 'unix', path: socket } })).map(({ name }) => name)).toEqual([
+      'disk',
+    ]);
     await exercise(await connect('disk'));
     await client!.close();
     await expect(connect('other')).rejects.toMatchObject({ code: 'ENOENT' });
@@ -201,7 +203,7 @@ describe.each(drivers)('servers for our client, %s driver', (driver) => {
     await expect.poll(() => fs.existsSync(pidFile) && fs.readFileSync(pidFile, 'utf8')).toMatch(/^\d+/);
     const address: SocketAddress = { kind: 'tcp', host: '127.0.0.1', port };
     try {
-      expect((await listExports(reactor, address)).map(({ name }) => name)).toEqual(['disk']);
+      expect((await listExports(reactor, { address })).map(({ name }) => name)).toEqual(['disk']);
       await exercise(await connect('disk', [], address));
     } finally {
       process.kill(parseInt(fs.readFileSync(pidFile, 'utf8'), 10));

@@ -1,6 +1,7 @@
 /** The NBD server of a world, and what it offers: every disk, and every snapshot image twice (the second to be read
  *  once), with the contexts that an I/O thread gives them. */
 
+import { Access } from '../../src/daemon/access.ts';
 import { Exports } from '../../src/daemon/exports.ts';
 import { imageContexts } from '../../src/daemon/image-contexts.ts';
 import { READ_ONCE, ReadOnceImage } from '../../src/blksnap/read-once-image.ts';
@@ -16,7 +17,7 @@ export class Serving {
   /** Why clients were dropped. */
   readonly dropped: string[] = [];
   readonly #reactor: SimReactor;
-  readonly #exports = new Exports(() => {});
+  readonly #exports = new Exports(new Access(), () => {});
   #listening = 0;
 
   constructor(reactor: SimReactor, pool: BioPool) {

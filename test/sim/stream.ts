@@ -188,4 +188,8 @@ export class SimStream implements Stream {
   release(): number {
     return -1;
   }
+
+  peerUid(): number {
+    return -1;
+  }
 }

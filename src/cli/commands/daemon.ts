@@ -6,11 +6,16 @@ import type { Parameters } from '../../blksnap/parameters.ts';
 import type { DriverName } from '../../io/open.ts';
 import { parseHostPort } from '../../nbd/address.ts';
 import { parseSize } from '../../util/units.ts';
-import { addCommand } from '../command.ts';
+import { absolute, addCommand } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
 
 interface DaemonOptions extends CommonOptions {
   readonly nbd: string;
+  readonly nbdShared?: string;
+  readonly tlsCertificates?: string;
+  readonly tlsVerifyPeer?: boolean;
+  readonly tlsPsk?: string;
+  readonly insecureTcp?: boolean;
   readonly io?: DriverName;
   readonly ioThreads: number;
   readonly logLevel: 'info';
@@ -36,7 +41,15 @@ export function addDaemonCommand(program: Command): void {
       'in $XDG_RUNTIME_DIR/blksnap and $XDG_STATE_HOME/blksnap for others; with --dir both are in there.',
     examples: ['daemon', 'daemon --dir ~/snap --nbd 127.0.0.1:10809 disk.img'],
   })
-    .option('--nbd <address>', 'where NBD clients connect: unix, or host:port', 'unix')
+    .option('--nbd <address>', 'where NBD clients connect: unix (the owner alone), or host:port as well', 'unix')
+    .option('--nbd-shared <path>', 'and a unix socket for users of this machine, with what `blksnap allow` gave them')
+    .option(
+      '--tls-certificates <dir>',
+      'TLS on host:port with ca-cert.pem, server-cert.pem and server-key.pem (docs/security.md)',
+    )
+    .option('--tls-verify-peer', 'only for clients with a certificate of the same authority, by its name')
+    .option('--tls-psk <file>', 'TLS on host:port with pre-shared keys, as psktool writes them')
+    .option('--insecure-tcp', 'listen without TLS where other machines can connect')
     .addOption(
       new Option('--io <driver>', 'the I/O driver (default: the best that works)').choices(['uring', 'portable']),
     )
@@ -74,6 +87,13 @@ async function run(disks: string[], options: DaemonOptions): Promise<void> {
   const cause = await runDaemon({
     dir: options.dir,
     nbd,
+    sharedSocket: options.nbdShared === undefined ? null : absolute(options.nbdShared),
+    tls: {
+      certificates: options.tlsCertificates,
+      verifyPeer: options.tlsVerifyPeer,
+      psk: options.tlsPsk,
+    },
+    insecureTcp: options.insecureTcp ?? false,
     driver: options.io ?? null,
     ioThreads: options.ioThreads,
     parameters,

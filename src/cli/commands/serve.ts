@@ -6,8 +6,12 @@ import type { Command } from 'commander';
 import type { BlockDevice } from '../../block/device.ts';
 import type { DriverName } from '../../io/open.ts';
 import type { Reactor, SocketAddress } from '../../io/reactor.ts';
-import { parseHostPort } from '../../nbd/address.ts';
-import type { NbdServer } from '../../nbd/server.ts';
+import { parseHostPort, refuseExposed } from '../../nbd/address.ts';
+import type { NbdServer, Visitor } from '../../nbd/server.ts';
+import type { ServerCredentials } from '../../nbd/tls-credentials.ts';
+import type { TlsFront } from '../../nbd/tls-front.ts';
+import type { NbdUri } from '../../nbd/uri.ts';
+import { assert } from '../../util/assert.ts';
 import { BlksnapError } from '../../util/errors.ts';
 import { absolute, addCommand } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
@@ -22,6 +26,10 @@ interface ServeOptions extends CommonOptions {
   readonly direct?: boolean;
   readonly io?: DriverName;
   readonly name?: string;
+  readonly tlsCertificates?: string;
+  readonly tlsVerifyPeer?: boolean;
+  readonly tlsPsk?: string;
+  readonly insecureTcp?: boolean;
 }
 
 /** The first descriptor that systemd hands over (sd_listen_fds(3)). */
@@ -54,19 +62,27 @@ export function addServeCommand(program: Command): void {
       new Option('--io <driver>', 'the I/O driver (default: the best that works)').choices(['uring', 'portable']),
     )
     .option('--name <name>', "the export's name; a client that names none gets it too", '')
+    .option('--tls-certificates <dir>', 'TLS with ca-cert.pem, server-cert.pem and server-key.pem (docs/security.md)')
+    .option('--tls-verify-peer', 'only for clients with a certificate of the same authority')
+    .option('--tls-psk <file>', 'TLS with pre-shared keys, as psktool writes them')
+    .option('--insecure-tcp', 'listen without TLS where other machines can connect')
     .action(serve);
 }
 
 async function serve(path: string, options: ServeOptions): Promise<void> {
   const place = placeOf(options);
+  const credentials = await credentialsOf(place, options);
   const { openReactor } = await import('../../io/open.ts');
   const { openDevice } = await import('../../block/open.ts');
   const { BioPool } = await import('../../block/bio.ts');
   const { NbdServer: Server } = await import('../../nbd/server.ts');
 
   const interrupt = onInterrupt();
-  const reactor = await openReactor({ cooperative: true, ...(options.io === undefined ? {} : { driver: options.io }) });
+  // TLS lives on Node's event loop, and the portable driver is the one that is at home there.
+  const driver = options.io ?? (credentials === null ? undefined : 'portable');
+  const reactor = await openReactor({ cooperative: true, ...(driver === undefined ? {} : { driver }) });
   let device: BlockDevice | null = null;
+  let front: TlsFront | null = null;
   try {
     device = await openDevice(path, { reactor, readOnly: options.readOnly ?? false, direct: options.direct ?? false });
     const served = { name: options.name ?? '', description: absolute(path), device, contexts: () => [] };
@@ -76,14 +92,57 @@ async function serve(path: string, options: ServeOptions): Promise<void> {
     };
     const onDropped = (reason: string): void => void process.stderr.write(`blksnap: dropped a client: ${reason}\n`);
     const server = new Server({ reactor, pool: new BioPool(), exports, onDropped });
-    await Promise.race([clientsServed(server, reactor, { place, options }), aborted(interrupt.signal)]);
+    if (credentials !== null) front = await securedClients(server, { place, credentials, onDropped, options });
+    const ending = front === null ? clientsServed(server, reactor, { place, options }) : forEver();
+    await Promise.race([ending, aborted(interrupt.signal)]);
+    await front?.close();
     await server.close();
   } finally {
+    await front?.close();
     await device?.close();
     await reactor.close();
     interrupt.release();
     if (place.kind === 'stdio') refillStdio();
   }
+}
+
+/** Errors: EINVAL for TLS where no client can begin it, and for none where it is needed. */
+async function credentialsOf(place: Place, options: ServeOptions): Promise<ServerCredentials | null> {
+  const { tlsCertificates: certificates, tlsPsk: psk, tlsVerifyPeer: verifyPeer, insecureTcp } = options;
+  const { loadServerCredentials } = await import('../../nbd/tls-credentials.ts');
+  const credentials = loadServerCredentials({ certificates, psk, verifyPeer });
+  if (place.kind === 'address') {
+    refuseExposed(place.address, { tls: credentials !== null, insecure: insecureTcp ?? false });
+  } else if (credentials !== null) {
+    throw new BlksnapError('EINVAL', 'Cannot serve with TLS there: it needs --socket PATH or --listen host:port');
+  }
+  return credentials;
+}
+
+interface Secured {
+  readonly place: Place;
+  readonly credentials: ServerCredentials;
+  readonly onDropped: (reason: string) => void;
+  readonly options: ServeOptions;
+}
+
+async function securedClients(
+  server: NbdServer,
+  { place, credentials, onDropped, options }: Secured,
+): Promise<TlsFront> {
+  assert(place.kind === 'address', 'only there is TLS');
+  const { TlsFront: Front } = await import('../../nbd/tls-front.ts');
+  const onClient = (client: Visitor): void => void server.takeOver(client);
+  const front = await Front.listen(place.address, { credentials, onClient, onDropped });
+  await tellUri({ address: front.address, exportName: options.name ?? '', tls: {} }, options);
+  return front;
+}
+
+async function tellUri(where: NbdUri, options: ServeOptions): Promise<void> {
+  const { formatNbdUri } = await import('../../nbd/uri.ts');
+  const uri = formatNbdUri(where);
+  if (options.json) printJson({ uri });
+  else printLine(uri);
 }
 
 /** The connection's end closed the standard descriptors, and libraries still use them at exit. */
@@ -132,10 +191,7 @@ async function clientsServed(
       return await forEver();
     case 'address': {
       const { address } = await server.listen(place.address);
-      const { formatNbdUri } = await import('../../nbd/uri.ts');
-      const uri = formatNbdUri({ address, exportName: options.name ?? '' });
-      if (options.json) printJson({ uri });
-      else printLine(uri);
+      await tellUri({ address, exportName: options.name ?? '' }, options);
       return await forEver();
     }
   }

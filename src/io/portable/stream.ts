@@ -7,6 +7,7 @@ import type { Readable, Writable } from 'node:stream';
 import { assert } from '../../util/assert.ts';
 import { ERRNO } from '../../util/errors.ts';
 import type { Completion, Stream } from '../reactor.ts';
+import { ffiAvailable, peerUid } from '../sys.ts';
 import { negativeErrno } from './errno.ts';
 
 /** Bytes that Node may read ahead of `receive`. */
@@ -169,5 +170,11 @@ export class PortableStream implements Stream {
   /** Node closes what it has opened, and may have read ahead. */
   release(): number {
     return -1;
+  }
+
+  peerUid(): number {
+    // Node's own, undocumented, and the only way to the descriptor.
+    const fd = (this.#readable as { _handle?: { fd?: number } | null })._handle?.fd ?? -1;
+    return fd >= 0 && ffiAvailable() ? peerUid(fd) : -1;
   }
 }

@@ -7,7 +7,7 @@ import fs from 'node:fs';
 import { assert } from '../../util/assert.ts';
 import { ERRNO } from '../../util/errors.ts';
 import type { Completion, Stream } from '../reactor.ts';
-import { sendMessage, shutdownSocket } from '../sys.ts';
+import { peerUid, sendMessage, shutdownSocket } from '../sys.ts';
 import { OP_READ, OP_RECV, OP_SENDMSG, OP_WRITEV } from './ring.ts';
 
 const MSG_WAITALL = 0x100;
@@ -249,6 +249,10 @@ export class UringStream implements Stream {
     this.#closed = true;
     this.#host.streamClosed(this, this.#listsAt);
     return this.#readFd;
+  }
+
+  peerUid(): number {
+    return this.#closed ? -1 : peerUid(this.#readFd);
   }
 
   /** The descriptor goes only when the kernel is done with it, so that its number cannot be reused under an operation. */
