@@ -31,6 +31,8 @@ export class SimClock {
   readonly processes = new Set<SimProcess>();
   /** By address. */
   readonly listeners = new Map<string, SimListener>();
+  /** Memory of processes that are gone: making it anew for each would take longer than all they do. */
+  readonly spareMemory: ArrayBuffer[] = [];
   readonly #events = new Events();
   #nowUs = 0;
 
@@ -89,10 +91,15 @@ export class SimClock {
     return event;
   }
 
-  /** A process is gone: each thing that it had under way may still happen, or not. */
-  abandon(process: SimProcess): void {
+  /** A process has ended. */
+  remove(process: SimProcess): void {
     this.processes.delete(process);
     for (const [address, listener] of this.listeners) if (listener.process === process) this.listeners.delete(address);
+  }
+
+  /** A process is gone: each thing that it had under way may still happen, or not. */
+  abandon(process: SimProcess): void {
+    this.remove(process);
     for (const event of this.#events.take(process)) if (this.random.chance(0.5)) event.run();
   }
 

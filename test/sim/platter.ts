@@ -108,6 +108,7 @@ export class Platter {
 
   /** Of names that changed since their directory was synced, some are as before; of files, some sectors. */
   losePower(random: Prng): void {
+    this.live();
     for (const directory of [this.#root, ...subdirectories(this.#root)]) {
       const names = this.#namesAfter(directory, random);
       const contents = [...names].map(([name, ino]) => [name, this.#contentAfter(directory, ino, random)] as const);

@@ -94,7 +94,9 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   constructor({ clock, weather, arenaBytes }: SimReactorOptions) {
     this.clock = clock;
     this.#weather = weather;
-    this.arena = new Arena(new ArrayBuffer(arenaBytes), 0);
+    const spare = clock.spareMemory.findIndex((memory) => memory.byteLength === arenaBytes);
+    const memory = spare < 0 ? new ArrayBuffer(arenaBytes) : clock.spareMemory.splice(spare, 1)[0]!;
+    this.arena = new Arena(memory, 0);
     clock.processes.add(this);
   }
 
@@ -124,10 +126,12 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
 
   /** The process is gone: nothing ends any more. What was under way may still have happened, or not. */
   die(): void {
+    if (this.#dead) return;
     this.#dead = true;
     this.clock.abandon(this);
     for (const stream of this.#streams) stream.close();
     this.clock.abandon(this);
+    this.clock.spareMemory.push(this.arena.bytes.buffer);
   }
 
   after(delayUs: number, run: () => void): Event {
@@ -172,7 +176,10 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
     const effect = (file: SimFile, from: number, to: number): number => {
       const done = file.write(offset + from, this.arena.bytes.subarray(at + from, at + to));
       if (durable) file.syncRange(offset + from, done);
-      return from + done === 0 ? -ERRNO.ENOSPC : from + done;
+      if (from + done > 0 || from === to) return from + done;
+      // What is full is no fault of the medium, and nothing is lost: but it excuses a write that fails.
+      file.faults.allocate++;
+      return -ERRNO.ENOSPC;
     };
     this.#start(fd, { kind: 'write', offset, length, effect }, completion);
   }
@@ -391,6 +398,7 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   leave(): void {
     assert(this.#inFlight === 0, 'everything opened through the reactor was closed');
     this.#dead = true;
-    this.clock.processes.delete(this);
+    this.clock.remove(this);
+    this.clock.spareMemory.push(this.arena.bytes.buffer);
   }
 }

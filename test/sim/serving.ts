@@ -7,7 +7,7 @@ import { imageContexts } from '../../src/daemon/image-contexts.ts';
 import { READ_ONCE, ReadOnceImage } from '../../src/blksnap/read-once-image.ts';
 import type { SnapshotImage } from '../../src/blksnap/image.ts';
 import type { BioPool } from '../../src/block/bio.ts';
-import type { Disk } from '../../src/block/disk.ts';
+import type { BlockDevice } from '../../src/block/device.ts';
 import type { SocketAddress } from '../../src/io/reactor.ts';
 import { NbdServer } from '../../src/nbd/server.ts';
 import type { SimReactor } from './reactor.ts';
@@ -33,8 +33,8 @@ export class Serving {
     return address;
   }
 
-  offerDisk(disk: Disk): void {
-    this.#exports.set(disk.name, { name: disk.name, description: '', device: disk, contexts: () => [] });
+  offer(device: BlockDevice): void {
+    this.#exports.set(device.name, { name: device.name, description: '', device, contexts: () => [] });
   }
 
   offerImage(image: SnapshotImage): void {

@@ -4,6 +4,9 @@
 import type { Prng } from '../../src/util/prng.ts';
 import { check } from './check.ts';
 import { SimClient } from './client.ts';
+import { harass } from './hostile.ts';
+import { SlowFilter } from './slow-filter.ts';
+import { askStatus } from './status.ts';
 import { drawStorage, take } from './takes.ts';
 import { Traffic } from './traffic.ts';
 import { World } from './world.ts';
@@ -28,6 +31,11 @@ export const STEPS = [
   'append',
   'clients',
   'backup',
+  'filter',
+  'hostile',
+  'status',
+  'spoil',
+  'restart',
 ] as const;
 export type Step = (typeof STEPS)[number];
 const WEIGHTS: Record<Step, number> = {
@@ -43,6 +51,11 @@ const WEIGHTS: Record<Step, number> = {
   append: 8,
   clients: 10,
   backup: 16,
+  filter: 5,
+  hostile: 8,
+  status: 6,
+  spoil: 4,
+  restart: 3,
 };
 
 export function drawStep(random: Prng): Step {
@@ -87,6 +100,18 @@ export async function runStep(world: World, step: Step, random: Prng): Promise<W
     case 'backup':
       for (let rounds = 1 + random.below(3); rounds > 0; rounds--) await backup(world, random);
       break;
+    case 'filter':
+    case 'hostile':
+      await traffic(world, random, 4 + random.below(20), step);
+      break;
+    case 'status':
+      await askStatus(world, random);
+      break;
+    case 'spoil':
+      spoil(world, random);
+      break;
+    case 'restart':
+      return await restart(world, random);
     case 'clients':
       await comeAndGo(world, random);
       break;
@@ -95,7 +120,7 @@ export async function runStep(world: World, step: Step, random: Prng): Promise<W
   return world;
 }
 
-type Among = 'take' | 'destroy' | 'backup';
+type Among = 'take' | 'destroy' | 'backup' | 'filter' | 'hostile';
 
 /** Starts operations, now and then with time between them, and at a random place among them something else. */
 async function start(world: World, flow: Traffic, random: Prng, count: number, among?: Among): Promise<void> {
@@ -103,6 +128,8 @@ async function start(world: World, flow: Traffic, random: Prng, count: number, a
   for (let i = 0; i <= count; i++) {
     if (i === place && among === 'take') flow.run(take(world, random));
     if (i === place && among === 'destroy') destroy(world, flow, random);
+    if (i === place && among === 'filter') flow.run(changeFilters(world, random));
+    if (i === place && among === 'hostile') flow.runRemote(harass(world, random));
     if (i === place && among === 'backup') flow.runRemote(world.machine.depot.work(world, random));
     if (i < count) flow.start(random);
     if (random.chance(0.02)) vanish(world, random);
@@ -226,6 +253,32 @@ async function resize(world: World, random: Prng): Promise<void> {
     throw new Error(`${model.name}: resized within one history`);
 }
 
+/** Sectors of a disk, or of what was saved of one, go bad. */
+function spoil({ machine, places }: World, random: Prng): void {
+  const files = [...machine.disks.map(({ file }) => file), ...places];
+  const file = files[random.below(files.length)]!;
+  if (!machine.weather.badSectors || file.size === 0) return;
+  file.spoil(random.below(file.size), 1 + random.below(CHUNK));
+}
+
+/** A filter of somebody else's is attached to a disk, above or below the tracker, or goes. */
+async function changeFilters({ disks, reactor }: World, random: Prng): Promise<void> {
+  const { disk } = disks[random.below(disks.length)]!;
+  const altitude = random.chance(0.5) ? 50 : 150;
+  const there = disk.filters.find((filter) => filter.altitude === altitude);
+  if (there === undefined) await disk.attachFilter(new SlowFilter(altitude, reactor));
+  else await disk.detachFilter(there);
+}
+
+/** The daemon ends in order, leaving nothing behind, and is started again; somebody else may write in between. */
+async function restart(world: World, random: Prng): Promise<World> {
+  await world.stop();
+  world.writeForeign(random);
+  const next = await World.start(world.machine);
+  await check(next);
+  return next;
+}
+
 /** When nothing is under way, nothing may be held back. */
 async function quiet(world: World): Promise<void> {
   await world.reactor.settle();
@@ -251,6 +304,7 @@ async function die(world: World, random: Prng, power: boolean): Promise<World> {
   // Its clients live on, and hear of it.
   await world.reactor.until(flow.remoteEnded());
   for (const client of world.clients) if (!client.vanished) await world.reactor.until(client.close());
+  if (random.chance(0.3)) world.writeForeign(random);
   const next = await World.start(world.machine);
   await check(next);
   return next;

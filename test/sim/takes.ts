@@ -17,6 +17,8 @@ import { mayFail } from './traffic.ts';
 import { VirtualFile } from './virtual-file.ts';
 import type { SimDisk, SimImage, World } from './world.ts';
 
+const PLACES = 4;
+
 interface Planned {
   readonly owner: SimDisk;
   readonly before: Uint8Array;
@@ -71,9 +73,11 @@ export async function take(world: World, random: Prng): Promise<void> {
 }
 
 /** A place of its own, as large as the weather has it. */
-export function drawStorage({ reactor, machine }: World, random: Prng): DiffStorageOptions {
+export function drawStorage({ reactor, machine, places }: World, random: Prng): DiffStorageOptions {
   const { storagePages } = machine.weather;
   const file = new VirtualFile({ name: 'storage', size: 0, capacityPages: storagePages });
+  places.push(file);
+  if (places.length > PLACES) places.shift();
   return {
     path: ':memory:',
     limitBytes: storagePages === Infinity ? 64 * MIB : storagePages * CHUNK,

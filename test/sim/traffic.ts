@@ -306,7 +306,8 @@ export function mayFail({ machine }: World): boolean {
   return (
     weather.originReadError + weather.storageReadError + weather.storageWriteError + weather.hoggedArena > 0 ||
     weather.storagePages !== Infinity ||
-    weather.cowTimeoutMs < 1000
+    weather.cowTimeoutMs < 1000 ||
+    weather.badSectors
   );
 }
 

@@ -51,6 +51,11 @@ export class VirtualFile implements HoleFinder, SimFile {
     return openSync('/dev/null', 'r+');
   }
 
+  /** Pages that are no holes. */
+  get pages(): number {
+    return this.#pages.size;
+  }
+
   // --- the page cache -------------------------------------------------------------------------
 
   read(offset: number, into: Uint8Array): void {

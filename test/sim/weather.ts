@@ -13,6 +13,10 @@ export interface Weather {
   readonly backupReadError: number;
   readonly backupWriteError: number;
   readonly backupSyncError: number;
+  /** Whether sectors go bad, to stay so until they are written. */
+  readonly badSectors: boolean;
+  /** Pages that an origin may get beyond those it has: it lies on storage that is shared with others. */
+  readonly originSparePages: number;
   readonly interrupted: number;
   readonly shortIo: number;
   /** An operation that takes a hundred times as long. */
@@ -54,6 +58,8 @@ export function drawWeather(seed: number): Weather {
     backupReadError: moreFails(0.02),
     backupWriteError: moreFails(0.05),
     backupSyncError: moreFails(0.1),
+    badSectors: failing && more.chance(0.4),
+    originSparePages: failing && more.chance(0.3) ? more.below(20) : Infinity,
     interrupted: often(0.5, 0.05),
     shortIo: often(0.5, 0.1),
     stall: often(0.4, 0.02),

@@ -14,6 +14,7 @@ import type { SnapshotImage } from '../../src/blksnap/image.ts';
 import type { Snapshot } from '../../src/blksnap/snapshot.ts';
 import { SnapshotSet } from '../../src/blksnap/snapshot-set.ts';
 import { Tracker } from '../../src/blksnap/tracker.ts';
+import type { Prng } from '../../src/util/prng.ts';
 import { KIB, MIB } from '../../src/util/units.ts';
 import { DiskModel } from './disk-model.ts';
 import { macrotask } from './clock.ts';
@@ -21,11 +22,14 @@ import type { SimClock } from './clock.ts';
 import { SimReactor } from './reactor.ts';
 import { Serving } from './serving.ts';
 import type { SimClient } from './client.ts';
+import { VICTIM, VICTIM_BYTES } from './hostile.ts';
 import { Depot } from './depot.ts';
 import { VirtualFile } from './virtual-file.ts';
 import type { Weather } from './weather.ts';
 
 const SECTOR = 512;
+/** In a change map's file. */
+const BOOT_ID_AT = 72;
 const ARENA_BYTES = 16 * MIB;
 /** Sizes that are no whole chunks and no whole tracking blocks. */
 const SIZES = [256 * KIB + 3 * SECTOR, 136 * KIB + SECTOR];
@@ -62,7 +66,12 @@ export interface Machine {
   /** Of the change maps. */
   readonly directory: string;
   readonly depot: Depot;
-  readonly disks: ReadonlyArray<{ readonly model: DiskModel; readonly file: VirtualFile; readonly past: Past[] }>;
+  readonly disks: ReadonlyArray<{
+    readonly model: DiskModel;
+    readonly file: VirtualFile;
+    readonly past: Past[];
+    readonly proxy: string;
+  }>;
   /** A time for each thing that begins or ends: what ended before another began has a lower one. */
   tick(): number;
 }
@@ -75,7 +84,10 @@ export function newMachine(clock: SimClock, weather: Weather, directory: string)
     const file = new VirtualFile({ name: `disk${i}`, size, kept: true });
     file.write(0, content.subarray(0, Math.floor(size / 2 / SECTOR) * SECTOR));
     file.sync();
-    return { model: new DiskModel(`disk${i}`, content), file, past: [] };
+    file.capacityPages = file.pages + weather.originSparePages;
+    const proxy = path.join(directory, `${file.name}.origin`);
+    fs.writeFileSync(proxy, '');
+    return { model: new DiskModel(`disk${i}`, content), file, past: [], proxy };
   });
   let ticks = 0;
   return { clock, weather, directory, depot: new Depot(directory), disks, tick: () => ++ticks };
@@ -127,8 +139,12 @@ export class World {
   /** Processes that back up, restore or prune. */
   readonly workers = new Set<SimClient>();
   dead = false;
+  /** Of the newest storages. */
+  readonly places: VirtualFile[] = [];
   readonly copyMemory: Arena;
   readonly #copyAt: number;
+  /** What hostile clients may do everything to. */
+  readonly #victim: VirtualDisk;
   /** Resolves when the daemon dies. */
   readonly whenDead: Promise<void>;
   #tellDead!: () => void;
@@ -151,9 +167,12 @@ export class World {
     this.set = new SnapshotSet({ reactor: this.reactor, pool: this.pool, parameters });
     this.whenDead = new Promise((resolve) => (this.#tellDead = resolve));
     this.serving = new Serving(this.reactor, this.pool);
+    const victim = new VirtualFile({ name: VICTIM, size: VICTIM_BYTES });
+    this.#victim = new VirtualDisk(this.reactor, victim);
+    this.serving.offer(this.#victim);
   }
 
-  async #open({ model, file }: Machine['disks'][number]): Promise<void> {
+  async #open({ model, file, proxy }: Machine['disks'][number]): Promise<void> {
     const { reactor, pool, copyMemory, machine } = this;
     const { weather } = machine;
     const device = new VirtualDisk(reactor, file);
@@ -166,10 +185,33 @@ export class World {
       trackingBlockMaxShift: 14,
       trackingBlockMaxCount: 40,
     };
-    const tracker = new Tracker({ reactor, pool, copyMemory, mapPath, originPath: null, parameters });
+    const tracker = new Tracker({ reactor, pool, copyMemory, mapPath, originPath: proxy, parameters });
     await reactor.until(disk.attachFilter(tracker));
     this.disks.push({ model, file, disk, tracker });
-    this.serving.offerDisk(disk);
+    this.serving.offer(disk);
+  }
+
+  /** The machine that reads the map has another boot id. */
+  #otherBoot(name: string): void {
+    const fd = fs.openSync(path.join(this.machine.directory, `${name}.map`), 'r+');
+    fs.writeSync(fd, 'another-boot', BOOT_ID_AT);
+    fs.closeSync(fd);
+  }
+
+  /** Somebody else writes to a disk while no daemon runs. */
+  writeForeign(random: Prng): void {
+    for (const { model, file, proxy } of this.machine.disks) {
+      if (random.chance(0.7)) continue;
+      const data = new Uint8Array(SECTOR);
+      random.fill(data.subarray(0));
+      const offset = random.below(Math.floor(file.size / SECTOR)) * SECTOR;
+      if (file.write(offset, data) < SECTOR) continue;
+      file.sync();
+      model.restart(contentOf(file));
+      // The times of a file tell of it.
+      const time = Date.now() / 1000 + 600 + random.below(600);
+      fs.utimesSync(proxy, time, time);
+    }
   }
 
   get images(): SimImage[] {
@@ -204,6 +246,7 @@ export class World {
     this.reactor.clock.calm++;
     for (const client of this.clients) if (!client.vanished) await this.reactor.until(client.close());
     await this.reactor.until(this.serving.server.close());
+    await this.reactor.until(this.#victim.close());
     await this.reactor.until(this.set.close());
     for (const { disk } of this.disks) await this.reactor.until(disk.close());
     await this.reactor.settle();
@@ -213,6 +256,8 @@ export class World {
     const { lentBytes } = this.reactor.arena;
     if (lentBytes !== 0) throw new Error(`leak: ${lentBytes} bytes of the arena`);
     await this.reactor.close();
+    this.reactor.clock.calm--;
+    for (const { model, file } of this.disks) model.reopened(contentOf(file));
   }
 
   /** The daemon is killed, or with `power` the machine stops. The files are then as the model may know them. */
@@ -234,14 +279,19 @@ export class World {
       model.deafen();
       const { past } = this.machine.disks.find((each) => each.model === model)!;
       for (const image of this.images) if (image.owner.model === model) remember(past, image);
-      if (power && this.machine.weather.mapInFile) fs.rmSync(path.join(this.machine.directory, `${file.name}.map`));
+      if (power && this.machine.weather.mapInFile) this.#otherBoot(file.name);
       if (power) file.losePower(reactor.random);
-      const actual = new Uint8Array(file.size);
-      file.read(0, actual);
+      const actual = contentOf(file);
       if (power) model.lostPower(actual);
       else model.reopened(actual);
     }
   }
+}
+
+function contentOf(file: VirtualFile): Uint8Array {
+  const content = new Uint8Array(file.size);
+  file.read(0, content);
+  return content;
 }
 
 const REMEMBERED = 4;
