@@ -70,6 +70,13 @@ export function missingPackages() {
   return missingOf([...PACKAGES.keys()].filter((name) => process.arch === 'x64' || !X86_ONLY.has(name)));
 }
 
+/** Whether a Debian package is installed.
+ *  @param {string} name */
+export function isInstalled(name) {
+  const { stdout } = spawnSync('dpkg-query', ['-W', '-f', '${db:Status-Abbrev}', name], { encoding: 'utf8' });
+  return stdout.startsWith('ii');
+}
+
 /** Whether packages can be installed here: root, and apt-get. */
 export function canInstall() {
   return process.getuid?.() === 0 && findProgram('apt-get') !== undefined;

@@ -4,7 +4,7 @@
 import { existsSync } from 'node:fs';
 import type { TestContext } from 'vitest';
 
-import { VM_PACKAGES, findProgram, missingOf } from '../scripts/debian.mjs';
+import { VM_PACKAGES, findProgram, isInstalled, missingOf } from '../scripts/debian.mjs';
 
 /** Debian package by program, for the reason. */
 const PACKAGE_OF: Record<string, string> = {
@@ -56,4 +56,12 @@ export function requireTestKernel(context: TestContext): void {
 export function requireVm(context: TestContext, kernel: keyof typeof VM_PACKAGES): void {
   const missing = missingOf(VM_PACKAGES[kernel]);
   context.skip(missing.length > 0, `needs the Debian packages ${missing.join(' ')}`);
+}
+
+/** Skips the test unless Debian's source packages can be fetched, and built with these packages. */
+export function requireDebianSources(context: TestContext, packages: readonly string[]): void {
+  requireRoot(context);
+  const missing = ['apt-get', 'dpkg-source'].filter((name) => findProgram(name) === undefined);
+  const said = [...missing, ...(missing.length > 0 ? [] : packages.filter((name) => !isInstalled(name)))];
+  context.skip(said.length > 0, `needs ${said.join(', ')} (npm run interop installs what Debian has)`);
 }
