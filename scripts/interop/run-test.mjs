@@ -42,9 +42,22 @@ function runOnce(test, { standIn }) {
     ...(standIn ? {} : { INTEROP_OTHER: '1' }),
   };
   // A network of its own: the suites' ports are fixed.
-  const isolated = ['--net', 'sh', '-c', 'ip link set lo up; exec "$@"', 'sh', 'timeout', '-k', '5', String(LIMIT_SECONDS)];
+  const isolated = [
+    '--net',
+    'sh',
+    '-c',
+    'ip link set lo up; exec "$@"',
+    'sh',
+    'timeout',
+    '-k',
+    '5',
+    String(LIMIT_SECONDS),
+  ];
   const result = spawnSync('unshare', [...isolated, ...test.command], {
-    ...{ cwd: test.cwd, env, encoding: 'utf8', maxBuffer: 1 << 28 },
+    cwd: test.cwd,
+    env,
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   const notes = readFileSync(note, 'utf8').trim().split('\n');

@@ -64,11 +64,14 @@ export function sourcePackage(name, { release }) {
     }
     const sources = sourcesOf(release);
     writeFileSync(path.join(lists, 'parts', sources.name), sources.text);
-    const own = [
-      ...['-o', `Dir::State::lists=${lists}/lists`, '-o', `Dir::Cache=${lists}/cache`],
-      ...['-o', 'Dir::Etc::sourcelist=/dev/null', '-o', `Dir::Etc::sourceparts=${lists}/parts`],
-      ...['-o', 'APT::Sandbox::User=root'],
+    const settings = [
+      `Dir::State::lists=${lists}/lists`,
+      `Dir::Cache=${lists}/cache`,
+      'Dir::Etc::sourcelist=/dev/null',
+      `Dir::Etc::sourceparts=${lists}/parts`,
+      'APT::Sandbox::User=root',
     ];
+    const own = settings.flatMap((setting) => ['-o', setting]);
     const log = path.join(home, 'log');
     runLogged('apt-get', [...own, 'update'], { cwd: home, log });
     runLogged('apt-get', [...own, 'source', '--download-only', name], { cwd: home, log });

@@ -32,7 +32,10 @@ describe.each(drivers)('nbdkit in front of our server, %s driver', (driver) => {
 
   /** Runs a shell command with nbdkit in front; it finds nbdkit's address in $uri. */
   const front = async (filters: readonly string[], command: string): Promise<string> => {
-    const [names, parameters] = [filters.filter((one) => one.startsWith('--')), filters.filter((one) => !one.startsWith('--'))];
+    const [names, parameters] = [
+      filters.filter((one) => one.startsWith('--')),
+      filters.filter((one) => !one.startsWith('--')),
+    ];
     const args = ['-U', '-', ...names, 'nbd', `uri=${world.uri('disk')}`, ...parameters, '--run', command];
     return (await promisify(execFile)('nbdkit', args)).stdout;
   };

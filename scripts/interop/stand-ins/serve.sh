@@ -37,7 +37,7 @@ wait_listening() {
   for _ in $(seq 600); do
     case $1 in
       */*) grep -qF " $1" /proc/net/unix && return ;;
-      *) grep -q ":$(printf %04X "$1") .* 0A " /proc/net/tcp && return ;;
+      *) grep -q ":$(printf %04X "$1") .* 0A " /proc/net/tcp /proc/net/tcp6 && return ;;
     esac
     sleep 0.05
   done
