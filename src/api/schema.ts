@@ -170,7 +170,7 @@ export const snapshotView = shape<SnapshotView>()(
           thawError: z.string().nullable(),
         })
         .nullable()
-        .openapi({ description: 'How the freeze hooks went; null without any' }),
+        .openapi({ description: 'How freezing file systems and the freeze hooks went; null without' }),
       storagePath: z.string(),
       places: z
         .array(z.object({ path: z.string(), limitBytes: bytes.nullable() }))
@@ -273,6 +273,9 @@ export const snapshotRequest = z
       .max(3_600_000)
       .optional()
       .openapi({ description: 'It is destroyed when nobody renews it for so long. Default: it stays' }),
+    fsfreeze: z.boolean().optional().openapi({
+      description: "Freeze file systems that are mounted on the disks' kernel devices. Default: true",
+    }),
     hooks: z
       .strictObject({
         freeze: text,
@@ -292,7 +295,7 @@ export const storageRequest = z
   .openapi('StorageRequest');
 
 export const preparedRequest = snapshotRequest
-  .omit({ hooks: true, leaseMs: true, kernelDevice: true, via: true })
+  .omit({ hooks: true, leaseMs: true, kernelDevice: true, via: true, fsfreeze: true })
   .extend({ disks: z.array(text).max(1024).default([]) })
   .openapi('PrepareRequest');
 

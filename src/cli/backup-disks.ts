@@ -91,6 +91,8 @@ async function takenSnapshot(client: Client, names: readonly string[], options: 
     limitBytes: options.limit,
     leaseMs: LEASE_MS,
     hooks,
+    fsfreeze: options.fsfreeze,
+    kernelDevice: false,
   });
   const thawError = snapshot.freeze?.thawError ?? null;
   if (thawError !== null) printError(new Error(thawError), options.json ?? false);

@@ -74,6 +74,15 @@ export class KernelDevices {
     };
   }
 
+  /** Paths of the kernel devices of these disks and partitions, as far as they have some. */
+  pathsOf(names: readonly string[]): string[] {
+    const paths = names.map((name) => {
+      const whole = this.view(wholeDisk(name))?.path ?? '';
+      return name === wholeDisk(name) ? whole : `${whole}p${name.slice(wholeDisk(name).length + 1)}`;
+    });
+    return paths.filter((device) => fs.existsSync(device));
+  }
+
   /** How many exports have one. */
   get size(): number {
     return this.#entries.size;

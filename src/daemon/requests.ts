@@ -34,6 +34,8 @@ export interface SnapshotRequest extends DeviceRequest {
   readonly limitBytes?: number | undefined;
   /** It is destroyed when nobody renews it for so long. Default: it stays. */
   readonly leaseMs?: number | undefined;
+  /** Whether file systems mounted on the disks' kernel devices are frozen for the take. Default: they are. */
+  readonly fsfreeze?: boolean | undefined;
   /** Commands to run before and after the take. */
   readonly hooks?:
     | { readonly freeze: string; readonly thaw: string; readonly timeoutMs?: number | undefined }

@@ -8,6 +8,7 @@ import { wholeDisk } from './disk-names.ts';
 import type { Disks } from './disks.ts';
 import { EventLog } from './event-log.ts';
 import type { Waiting } from './event-log.ts';
+import { takeMounted } from './frozen-mounts.ts';
 import { FREEZE_TIMEOUT_MS, takeFrozen } from './freeze-hooks.ts';
 import type { FreezeReport } from './freeze-hooks.ts';
 import type { Host } from './host.ts';
@@ -24,7 +25,7 @@ export class Snapshots {
   readonly #devices: KernelDevices;
   readonly #events = new EventLog();
   readonly #prepared = new PreparedSnapshots();
-  /** How the freeze hooks of held snapshots went. */
+  /** How freezing for the held snapshots went. */
   readonly #freezes = new Map<string, FreezeReport>();
   readonly #leases = new Leases((id) => void this.#expire(id));
 
@@ -83,18 +84,29 @@ export class Snapshots {
     }
   }
 
-  /** The take, between its hooks where it has some. */
-  async #take({ hooks }: SnapshotRequest, args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
-    const take = (): Promise<SnapshotInfo> => this.#host.io.call('createSnapshot', args);
-    if (hooks === undefined) return await take();
-    const { taken, report } = await takeFrozen(
-      { ...hooks, timeoutMs: hooks.timeoutMs ?? FREEZE_TIMEOUT_MS },
-      args.disks,
-      {
-        take,
-        undo: ({ id }) => this.#host.io.call('destroySnapshot', { id }),
-      },
-    );
+  /** The take, while file systems are frozen, between its hooks where it has some. */
+  async #take(request: SnapshotRequest, args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
+    const { hooks, fsfreeze = true } = request;
+    const timeoutMs = hooks?.timeoutMs ?? FREEZE_TIMEOUT_MS;
+    const undo = ({ id }: SnapshotInfo): Promise<void> => this.#host.io.call('destroySnapshot', { id });
+    const { paths } = this.#host;
+    const take = async (): Promise<{ info: SnapshotInfo; frozenMs: number | null }> => {
+      const { taken, frozenMs } = await takeMounted({
+        devices: fsfreeze ? this.#devices.pathsOf(args.disks) : [],
+        ownPlaces: [paths.state, paths.run, ...(args.storagePath.startsWith('/') ? [args.storagePath] : [])],
+        limitMs: timeoutMs,
+        take: () => this.#host.io.call('createSnapshot', args),
+        undo,
+      });
+      return { info: taken, frozenMs };
+    };
+    if (hooks === undefined) {
+      const { info, frozenMs } = await take();
+      if (frozenMs !== null) this.#freezes.set(info.id, { frozenMs, thawError: null });
+      return info;
+    }
+    const steps = { take: async () => (await take()).info, undo };
+    const { taken, report } = await takeFrozen({ ...hooks, timeoutMs }, args.disks, steps);
     this.#freezes.set(taken.id, report);
     if (report.thawError !== null) this.#host.log.error({ snapshot: taken.id, error: report.thawError }, 'not thawed');
     return taken;

@@ -126,7 +126,7 @@ export interface SnapshotView {
   createdAt: string;
   /** How long writes were held at the take. */
   heldMs: number;
-  /** How its freeze hooks went; null without hooks. */
+  /** How freezing file systems and the freeze hooks went; null without either. */
   freeze: { frozenMs: number; thawError: string | null } | null;
   storagePath: string;
   /** All places, in the order in which they are filled. */

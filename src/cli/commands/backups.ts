@@ -48,6 +48,7 @@ export function addBackupCommands(program: Command): void {
     .option('--snapshot <id>', 'back up this snapshot, and keep it')
     .option('--storage <place>', 'as for `snapshot create`')
     .option('--limit <size>', 'as for `snapshot create`', (text: string) => parseSize(text))
+    .option('--no-fsfreeze', 'as for `snapshot create`')
     .option('--freeze <command>', 'as for `snapshot create`')
     .option('--thaw <command>', 'as for `snapshot create`')
     .option('--freeze-timeout <ms>', 'as for `snapshot create`', Number)

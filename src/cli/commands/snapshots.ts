@@ -14,6 +14,7 @@ export interface HookOptions {
   readonly freeze?: string;
   readonly thaw?: string;
   readonly freezeTimeout?: number;
+  readonly fsfreeze: boolean;
 }
 
 interface CreateOptions extends CommonOptions, HookOptions {
@@ -49,6 +50,10 @@ export function addSnapshotCommands(program: Command): void {
     .option('--dev', 'make a device in /dev for each image, loading the kernel module for it')
     .option('--no-dev', 'make none')
     .addOption(viaOption())
+    .option(
+      '--no-fsfreeze',
+      "leave file systems on the disks' kernel devices running, where they are frozen by default",
+    )
     .option('--freeze <command>', 'run by the daemon before the take; if it fails there is no snapshot')
     .option('--thaw <command>', 'run after it, whatever happened; both know $BLKSNAP_DISKS')
     .option('--freeze-timeout <ms>', 'longest time from the freeze to the end of the take (default: 30000)', Number)
@@ -95,7 +100,16 @@ async function create(names: string[], options: CreateOptions): Promise<void> {
   const storage = storagePlace(options.storage);
   const hooks = hooksOf(options);
   const { limit: limitBytes, dev: kernelDevice, via } = options;
-  const snapshot = await client.createSnapshot({ disks: names, storage, limitBytes, hooks, kernelDevice, via });
+  const { fsfreeze } = options;
+  const snapshot = await client.createSnapshot({
+    disks: names,
+    storage,
+    limitBytes,
+    hooks,
+    fsfreeze,
+    kernelDevice,
+    via,
+  });
   if (typeof snapshot.freeze?.thawError === 'string')
     printError(new Error(snapshot.freeze.thawError), options.json ?? false);
   if (options.json) {
