@@ -1,5 +1,5 @@
 /** Freezes mounted file systems for the time of a take: what they hold back is written, and nothing is written until
- *  they are thawed, so that the image is clean.
+ *  they are thawed, so that the image shows all of it.
  *
  *  A child freezes and thaws, by fsfreeze(8) of util-linux. It thaws when it is told to, when the time is over, and when
  *  this process is gone, however it went; a freeze that comes late is undone at once. It thaws nothing that somebody

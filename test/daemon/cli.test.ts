@@ -104,8 +104,8 @@ describe('output', () => {
 
   it('is a table for people, JSON for programs', async () => {
     const { stdout } = await world.cli('list');
-    expect(stdout.split('\n')[0]).toMatch(/^NAME +SIZE +STATE .*PATH +URI$/);
-    expect(stdout).toMatch(/^vm +4\.00 MiB +attached .*vm\.img +nbd\+unix:\/\/\/vm\?socket=/m);
+    expect(stdout.split('\n')[0]).toMatch(/^NAME +SIZE +STATE .*PATH +DEVICE +URI$/);
+    expect(stdout).toMatch(/^vm +4\.00 MiB +attached .*vm\.img +- +nbd\+unix:\/\/\/vm\?socket=/m);
     expect(await world.json('list')).toMatchObject({ disks: [{ name: 'vm', size: 4 * MIB }] });
     expect(await world.json('status')).toMatchObject({ disks: 1, pid: world.daemon!.child.pid });
     expect(await world.json('cbt', 'vm')).toMatchObject({ blockSize: 65_536, changeNumber: 1 });
