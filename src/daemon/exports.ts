@@ -51,11 +51,16 @@ export class Exports implements ExportTable {
     if (this.#here.delete(name)) this.#onChange({ name, description: null });
   }
 
-  /** As the kernel's NBD client must know an export. Errors: ENOENT. */
-  describe(name: string): ServedSocket {
+  /** Errors: ENOENT. */
+  get(name: string): NbdExport {
     const offered = this.#here.get(name);
     if (offered === undefined) throw new BlksnapError('ENOENT', `There is no export "${name}"`);
-    const { device } = offered;
+    return offered;
+  }
+
+  /** As the kernel's NBD client must know an export. Errors: ENOENT. */
+  describe(name: string): ServedSocket {
+    const { device } = this.get(name);
     return {
       size: device.size,
       blockSize: device.logicalBlockSize,

@@ -7,7 +7,7 @@ import type { DaemonPaths } from './paths.ts';
 import type { Serial } from './serial.ts';
 
 export interface Host {
-  readonly io: Pick<IoThreads, 'call'>;
+  readonly io: Pick<IoThreads, 'call' | 'ready'>;
   readonly paths: DaemonPaths;
   readonly log: Log;
   readonly rules: ClientRules;

@@ -12,6 +12,7 @@ import type { DriverName } from '../io/open.ts';
 import type { SocketAddress } from '../io/reactor.ts';
 import type { ServedSocket } from '../kernel/nbd.ts';
 import type { HandedOver, Visitor } from '../nbd/server.ts';
+import type { QueueShape, ServedExport } from '../kernel/ublk-protocol.ts';
 import type { ErrorCode } from '../util/errors.ts';
 import type { AccessRules } from './access.ts';
 
@@ -244,6 +245,11 @@ export interface IoCalls {
   /** Serves an export on a connected socket whose other end the kernel gets. The descriptor is this thread's. */
   serveKernel: { args: { readonly exportName: string; readonly fd: number }; result: ServedSocket };
   describeExport: { args: { readonly exportName: string }; result: ServedSocket };
+  /** Serves the requests of a ublk device, as the export is. */
+  serveUblk: { args: { readonly exportName: string } & QueueShape; result: ServedExport };
+  /** Ends when the device's requests are not served any more, which stopping it brings about. */
+  ublkEnded: { args: { readonly id: number }; result: void };
+  describeDevice: { args: { readonly exportName: string }; result: ServedExport };
   /** This thread is in the way of the machine's own writes from here on. */
   guardWritePath: { args: Record<never, never>; result: void };
   /** Gives a held snapshot more room: another place, or with null a higher limit in all. */

@@ -25,6 +25,7 @@ import { completed } from '../io/reactor.ts';
 import type { Reactor, SocketAddress } from '../io/reactor.ts';
 import { NAMELESS, userPeer } from '../nbd/peer.ts';
 import { becomeIoFlusher } from '../io/control-sys.ts';
+import { servedExport, UblkQueues } from '../kernel/ublk-queues.ts';
 import { NbdServer } from '../nbd/server.ts';
 import type { HandedOver, Visitor } from '../nbd/server.ts';
 import { assert } from '../util/assert.ts';
@@ -77,6 +78,7 @@ export class IoService {
   readonly #partitions: PartitionDisks;
   readonly #mapped: MappedDisks;
   readonly #server: NbdServer;
+  readonly #ublk: UblkQueues;
   readonly #onKernelLeft: (exportName: string) => void;
 
   constructor(options: IoServiceOptions) {
@@ -125,6 +127,7 @@ export class IoService {
       exports: this.#exports,
       handOver: options.onHandOver,
     });
+    this.#ublk = new UblkQueues({ reactor, pool: this.#pool, line: this.#server.line });
   }
 
   readonly handlers: IoHandlers = {
@@ -175,6 +178,9 @@ export class IoService {
       return this.#exports.describe(exportName);
     },
     describeExport: async ({ exportName }) => this.#exports.describe(exportName),
+    serveUblk: async ({ exportName, ...shape }) => this.#ublk.serve(this.#exports.get(exportName).device, shape),
+    ublkEnded: ({ id }) => this.#ublk.ended(id),
+    describeDevice: async ({ exportName }) => servedExport(this.#exports.get(exportName).device),
     guardWritePath: async () => {
       const result = becomeIoFlusher();
       if (result < 0) throw errnoError(-result, 'Cannot tell the kernel that this thread writes for it');
@@ -311,6 +317,7 @@ export class IoService {
       const whole = { offset: 0, length: disk.size, pool: this.#pool, readOnly: true };
       const device = claimed ? new RangeDevice(exportName, disk, whole) : disk;
       this.#exports.set(exportName, { ...offered, device });
+      this.#ublk.redirect(offered.device, device);
     }
   }
 
@@ -442,6 +449,7 @@ export class IoService {
       step().catch((cause: unknown) => failures.push(cause));
     // Bios that a suspended device holds would keep their connections for ever.
     this.#mapped.abandon();
+    await attempt(() => this.#ublk.leave());
     await attempt(() => this.#server.close());
     this.#exports.clear();
     await attempt(() => this.#snapshots.close());

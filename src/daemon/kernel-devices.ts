@@ -12,6 +12,7 @@ import { holdDevice } from '../kernel/hold.ts';
 import { NbdProvider } from '../kernel/nbd.ts';
 import { VIAS } from '../kernel/provider.ts';
 import type { KernelDeviceProvider, Via } from '../kernel/provider.ts';
+import { UblkProvider } from '../kernel/ublk.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { wholeDisk } from './disk-names.ts';
 import type { Host } from './host.ts';
@@ -59,7 +60,16 @@ export class KernelDevices {
       (exportName, fd) => host.io.call('serveKernel', { exportName, fd }),
       (exportName) => host.io.call('describeExport', { exportName }),
     );
-    this.#providers = new Map([[nbd.via, nbd]]);
+    const ublk = new UblkProvider({
+      driver: host.io.ready.driver,
+      serve: (exportName, shape) => host.io.call('serveUblk', { exportName, ...shape }),
+      ended: (id) => host.io.call('ublkEnded', { id }),
+      describe: (exportName) => host.io.call('describeDevice', { exportName }),
+    });
+    this.#providers = new Map<Via, KernelDeviceProvider>([
+      [ublk.via, ublk],
+      [nbd.via, nbd],
+    ]);
   }
 
   /** Of an export; null when it has none and needs none. */
@@ -119,7 +129,7 @@ export class KernelDevices {
     const obstacles = candidates.map((provider) => provider.obstacle({ load: asked }));
     const found = candidates.find((_, index) => obstacles[index] === null);
     if (found !== undefined) return found;
-    if (asked) throw obstacles[0]!;
+    if (asked) throw obstacles.at(-1)!;
     return null;
   }
 

@@ -12,6 +12,7 @@ const MAP_SHARED = 1;
 const MAP_PRIVATE = 2;
 const MAP_ANONYMOUS = 0x20;
 const MAP_POPULATE = 0x8000;
+const PROT_READ = 1;
 const PROT_READ_WRITE = 3;
 const MS_SYNC = 4;
 
@@ -115,6 +116,11 @@ export function mapAnonymous(length: number): Mapping | number {
 export function mapShared(fd: number, length: number, offset: number, populate = false): Mapping | number {
   const flags = MAP_SHARED | (populate ? MAP_POPULATE : 0);
   return map(libc().mmap(0, length, PROT_READ_WRITE, flags, fd, offset), length);
+}
+
+/** As mapShared, only to be read. */
+export function mapSharedReadOnly(fd: number, length: number, offset: number): Mapping | number {
+  return map(libc().mmap(0, length, PROT_READ, MAP_SHARED, fd, offset), length);
 }
 
 function map(result: Num, length: number): Mapping | number {

@@ -8,7 +8,7 @@
 import type { BlksnapError } from '../util/errors.ts';
 
 /** In the order of preference. */
-export const VIAS = ['nbd'] as const;
+export const VIAS = ['ublk', 'nbd'] as const;
 
 export type Via = (typeof VIAS)[number];
 

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { MessageChannel, Worker } from 'node:worker_threads';
 import fs from 'node:fs';
 import { describe, expect, it } from 'vitest';
+import { commandContract } from './reactor-commands.ts';
 import { fileContract } from './reactor-files.ts';
 import { reactorBench } from './reactor-bench.ts';
 import type { OpenReactor } from './reactor-bench.ts';
@@ -12,6 +13,7 @@ import { streamContract } from './reactor-streams.ts';
 export function reactorContract(open: OpenReactor): void {
   fileContract(open);
   describe('streams', () => streamContract(open));
+  describe('device commands', () => commandContract(open));
   describe('time and messages', () => timeContract(open));
 }
 

@@ -236,6 +236,11 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
     this.#start(fd, { kind: 'allocate', offset, length, effect }, completion);
   }
 
+  command(_fd: number, _code: number, _argument: Uint32Array, completion: Completion): void {
+    this.started();
+    this.after(1, () => this.end(completion, -ERRNO.EOPNOTSUPP));
+  }
+
   #start(fd: number, operation: Operation, completion: Completion): void {
     this.started();
     // A virtual file's number may have been given to a real one since it was closed.

@@ -161,6 +161,11 @@ export class PortableReactor implements Reactor, SocketHost {
     setImmediate(() => this.ended(completion, result));
   }
 
+  command(_fd: number, _code: number, _argument: Uint32Array, completion: Completion): void {
+    this.started();
+    setImmediate(() => this.ended(completion, -ERRNO.EOPNOTSUPP));
+  }
+
   #callback(completion: Completion): FsCallback {
     this.started();
     return (error, count) => this.ended(completion, error === null ? (count ?? 0) : negativeErrno(error));

@@ -43,12 +43,11 @@ import { STREAM_MEMORY, UringStream } from './stream.ts';
 import type { StreamHost } from './stream.ts';
 import { Timers } from '../timers.ts';
 import { InlineGuard } from '../inline-guard.ts';
+import { GatherList } from './gather-list.ts';
 
 const RWF_DSYNC = 2;
 const FSYNC_DATASYNC = 1;
 const SOCK_CLOEXEC = 0x80000;
-/** iovecs for gather writes prepared but not yet submitted. */
-const GATHER_SEGMENTS = 16384;
 const COOPERATIVE_WAITS_MS = { first: 1, longest: 32 };
 /** How long the loop may keep the thread's event loop waiting while it is busy. */
 const YIELD_EVERY_MS = 50;
@@ -63,6 +62,9 @@ const SHORT_SLEEPS = 4;
 /** Runs what promises have queued. Node's own, undocumented, but there since version 0.x; without it
  *  the loop returns to the event loop after every turn. */
 const runMicrotasks = (process as unknown as { _tickCallback?: () => void })._tickCallback;
+
+/** Marks the slot of a device command. */
+const COMMAND = 1 << 30;
 
 const IGNORED: Completion = { complete(): void {} };
 
@@ -83,11 +85,11 @@ export class UringReactor implements Reactor, StreamHost {
   readonly #freeSlots: number[] = [];
   /** Operations that wait for the outside (accept, wake-up): they keep the loop but are not work. */
   #background = 0;
+  /** Device commands under way: background, too. */
+  #commands = 0;
   readonly #timers = new Timers();
   readonly #hooks: Array<() => void> = [];
-  readonly #gatherView: DataView;
-  readonly #gatherAddress: number;
-  #gathered = 0;
+  readonly #gather = new GatherList();
   /** Operations that were done at once; their completions run with those of the turn. */
   #done: Completion[] = [];
   #doneResults: number[] = [];
@@ -103,7 +105,9 @@ export class UringReactor implements Reactor, StreamHost {
   #now = performance.now();
   #running = false;
   #closed = false;
-  readonly #sink = (slot: number, result: number): void => {
+  readonly #sink = (userData: number, result: number): void => {
+    if (userData >= COMMAND) this.#commands--;
+    const slot = userData & ~COMMAND;
     const completion = this.#completions[slot]!;
     this.#completions[slot] = null;
     this.#freeSlots.push(slot);
@@ -114,24 +118,16 @@ export class UringReactor implements Reactor, StreamHost {
   static open(options: UringOptions): UringReactor {
     const ring = Ring.open(options.entries ?? 1024);
     const arena = mapAnonymous(options.arenaBytes);
-    const gather = mapAnonymous(GATHER_SEGMENTS * 16);
-    if (typeof arena === 'number' || typeof gather === 'number') {
+    if (typeof arena === 'number') {
       ring.close();
       throw errnoError(ERRNO.ENOMEM, `Cannot map ${options.arenaBytes} bytes for the arena`);
     }
-    return new UringReactor(ring, new Arena(arena.memory, arena.address), gather, options.cooperative ?? false);
+    return new UringReactor(ring, new Arena(arena.memory, arena.address), options.cooperative ?? false);
   }
 
-  private constructor(
-    ring: Ring,
-    arena: Arena,
-    gather: { memory: ArrayBuffer; address: number },
-    cooperative: boolean,
-  ) {
+  private constructor(ring: Ring, arena: Arena, cooperative: boolean) {
     this.#ring = ring;
     this.arena = arena;
-    this.#gatherView = new DataView(gather.memory);
-    this.#gatherAddress = gather.address;
     this.#cooperative = cooperative;
   }
 
@@ -147,10 +143,14 @@ export class UringReactor implements Reactor, StreamHost {
     opFlags: number,
     completion: Completion,
   ): void {
+    this.#ring.prepare(op, fd, address, length, offset, opFlags, this.#slot(completion));
+    if (!this.#running) this.#wake();
+  }
+
+  #slot(completion: Completion): number {
     const slot = this.#freeSlots.length > 0 ? this.#freeSlots.pop()! : this.#completions.length;
     this.#completions[slot] = completion;
-    this.#ring.prepare(op, fd, address, length, offset, opFlags, slot);
-    if (!this.#running) this.#wake();
+    return slot;
   }
 
   get memory(): { readonly address: number; readonly view: DataView } {
@@ -198,25 +198,13 @@ export class UringReactor implements Reactor, StreamHost {
     this.finish(completion, writeVectorAt(fd, iovecs, count, offset));
   }
 
-  /** Writes the segments as struct iovec; their address. Good until the end of the turn, which submits. */
+  /** The address of the segments' iovecs. Good until the end of the turn, which submits. */
   #iovecs(segments: Float64Array, count: number): number {
-    if (this.#gathered + count > GATHER_SEGMENTS) {
-      // The kernel copies iovecs when they are submitted.
+    if (!this.#gather.hasRoom(count)) {
       this.#ring.submitAll();
-      this.#gathered = 0;
+      this.#gather.clear();
     }
-    const first = this.#gathered * 16;
-    const view = this.#gatherView;
-    for (let i = 0; i < count; i++) {
-      const iov = first + i * 16;
-      const address = this.arena.address + segments[i * 2]!;
-      view.setUint32(iov, address >>> 0, true);
-      view.setUint32(iov + 4, Math.floor(address / 2 ** 32), true);
-      view.setUint32(iov + 8, segments[i * 2 + 1]!, true);
-      view.setUint32(iov + 12, 0, true);
-    }
-    this.#gathered += count;
-    return this.#gatherAddress + first;
+    return this.#gather.add(segments, count, this.arena.address);
   }
 
   sync(fd: number, completion: Completion): void {
@@ -226,6 +214,12 @@ export class UringReactor implements Reactor, StreamHost {
   allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void {
     // fallocate(2) by io_uring: `addr` is the length, `len` the mode.
     this.start(OP_FALLOCATE, fd, length, mode, offset, 0, completion);
+  }
+
+  command(fd: number, code: number, argument: Uint32Array, completion: Completion): void {
+    this.#commands++;
+    this.#ring.prepareCommand(fd, code, argument, this.#slot(completion) | COMMAND);
+    if (!this.#running) this.#wake();
   }
 
   cancel(completion: Completion): void {
@@ -385,11 +379,21 @@ export class UringReactor implements Reactor, StreamHost {
   // --- the loop -------------------------------------------------------------------------------
 
   get inFlight(): number {
-    return this.#completions.length - this.#freeSlots.length - this.#background + this.#done.length;
+    return this.#pending - this.#background - this.#commands + this.#done.length;
+  }
+
+  /** Operations that the kernel has. */
+  get #pending(): number {
+    return this.#completions.length - this.#freeSlots.length;
   }
 
   #isIdle(): boolean {
-    return this.#completions.length === this.#freeSlots.length && this.#timers.size === 0 && this.#done.length === 0;
+    return this.#pending === 0 && this.#timers.size === 0 && this.#done.length === 0;
+  }
+
+  /** Idle but for device commands, which the end of the ring ends. */
+  #canClose(): boolean {
+    return this.#pending === this.#commands && this.#timers.size === 0 && this.#done.length === 0;
   }
 
   #wake(): void {
@@ -417,7 +421,7 @@ export class UringReactor implements Reactor, StreamHost {
     const hasDone = this.#done.length > 0;
     if (hasDone) ring.enter(0, -1);
     else this.#sleep();
-    if (ring.unsubmitted === 0) this.#gathered = 0;
+    if (ring.unsubmitted === 0) this.#gather.clear();
     this.#now = performance.now();
     const reaped = ring.reap(this.#sink);
     if (reaped > 0 || hasDone) this.#patienceMs = COOPERATIVE_WAITS_MS.first;
@@ -477,11 +481,11 @@ export class UringReactor implements Reactor, StreamHost {
   async close(): Promise<void> {
     if (this.#closed) return;
     // Cancelled listeners and wake-ups end in the next turns.
-    for (let i = 0; i < 1000 && !this.#isIdle(); i++) await completed((c) => void this.timer(1, c));
-    assert(this.#isIdle() && this.#streams === 0, 'everything opened through the reactor was closed');
+    for (let i = 0; i < 1000 && !this.#canClose(); i++) await completed((c) => void this.timer(1, c));
+    assert(this.#canClose() && this.#streams === 0, 'everything opened through the reactor was closed');
     this.#closed = true;
     this.#ring.close();
     unmap(this.arena.address, this.arena.size);
-    unmap(this.#gatherAddress, GATHER_SEGMENTS * 16);
+    this.#gather.close();
   }
 }

@@ -1,6 +1,7 @@
 /** One io_uring: its two rings as typed arrays over shared memory, and the calls that feed it.
  *
- *  Layouts: linux/io_uring.h (struct io_uring_params 120 bytes, io_uring_sqe 64, io_uring_cqe 16).
+ *  Layouts: linux/io_uring.h (struct io_uring_params 120 bytes, io_uring_sqe 64, io_uring_cqe 16). A wide ring has entries
+ *  of 128 bytes, for commands with more to say.
  *  The ring knows nothing of what is submitted: user_data is a number of the caller's.
  *  Belongs to the thread that opened it. */
 
@@ -12,6 +13,7 @@ import type { Mapping } from '../sys.ts';
 
 const SETUP_CQSIZE = 1 << 3;
 const SETUP_SUBMIT_ALL = 1 << 7;
+const SETUP_SQE128 = 1 << 10;
 const SETUP_SINGLE_ISSUER = 1 << 12;
 const SETUP_DEFER_TASKRUN = 1 << 13;
 const FEAT_SINGLE_MMAP = 1 << 0;
@@ -38,6 +40,10 @@ export const OP_FALLOCATE = 17;
 export const OP_READ = 22;
 export const OP_WRITE = 23;
 export const OP_RECV = 27;
+const OP_URING_CMD = 46;
+
+/** Where a command's own argument begins in an entry, in 32-bit words. */
+const COMMAND_WORD = 12;
 
 /** Each is a system call. */
 const SUBMIT_TRIES = 1_000_000;
@@ -53,6 +59,8 @@ export class Ring {
   readonly #sqes: Uint32Array;
   readonly #sqesSigned: Int32Array;
   readonly #entries: number;
+  /** An entry has 2 to this power 32-bit words. */
+  readonly #shift: number;
   // Indexes into #u32.
   readonly #sqTail: number;
   readonly #cqHead: number;
@@ -66,12 +74,13 @@ export class Ring {
   #unsubmitted = 0;
 
   /** Errors: EPERM or ENOSYS where the kernel or a seccomp profile forbids io_uring; EOPNOTSUPP for one too old. */
-  static open(entries: number): Ring {
+  static open(entries: number, options: { readonly wide?: boolean } = {}): Ring {
     const params = new DataView(new ArrayBuffer(120));
     const attempts = [SETUP_SUBMIT_ALL | SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN, 0];
+    const width = options.wide === true ? SETUP_SQE128 : 0;
     let fd = 0;
     for (const flags of attempts) {
-      params.setUint32(8, SETUP_CQSIZE | flags, true);
+      params.setUint32(8, SETUP_CQSIZE | flags | width, true);
       params.setUint32(4, entries * 4, true);
       fd = uringSetup(entries, new Uint8Array(params.buffer));
       if (fd >= 0) break;
@@ -89,13 +98,14 @@ export class Ring {
     const field = (offset: number): number => params.getUint32(offset, true);
     this.fd = fd;
     this.#entries = field(0);
+    this.#shift = (field(8) & SETUP_SQE128) === 0 ? 4 : 5;
     const cqEntries = field(4);
     const sq = 40; // struct io_sqring_offsets
     const cq = 80; // struct io_cqring_offsets
     const sqArray = field(sq + 24);
     const cqesAt = field(cq + 20);
     const rings = this.#mapped(Math.max(sqArray + this.#entries * 4, cqesAt + cqEntries * 16), 0);
-    const sqes = this.#mapped(this.#entries * 64, OFFSET_SQES);
+    const sqes = this.#mapped((this.#entries * 4) << this.#shift, OFFSET_SQES);
     this.#u32 = new Uint32Array(rings.memory, 0, rings.memory.byteLength >> 2);
     this.#i32 = new Int32Array(rings.memory, 0, rings.memory.byteLength >> 2);
     this.#sqes = new Uint32Array(sqes.memory);
@@ -142,7 +152,7 @@ export class Ring {
   ): void {
     if (this.#unsubmitted === this.#entries) this.submitAll();
     const sqes = this.#sqes;
-    const base = (this.#tail & (this.#entries - 1)) << 4;
+    const base = (this.#tail & (this.#entries - 1)) << this.#shift;
     sqes[base] = op;
     this.#sqesSigned[base + 1] = fd;
     sqes[base + 2] = offset >>> 0;
@@ -155,6 +165,14 @@ export class Ring {
     for (let i = base + 9; i < base + 16; i++) sqes[i] = 0;
     this.#tail = (this.#tail + 1) >>> 0;
     this.#unsubmitted++;
+  }
+
+  /** As prepare, of a command to the device behind the descriptor. Copies its argument: up to 4 words, or 20 in a wide ring. */
+  prepareCommand(fd: number, code: number, argument: Uint32Array, userData: number): void {
+    assert(argument.length <= (1 << this.#shift) - COMMAND_WORD, 'the argument fits into an entry');
+    this.prepare(OP_URING_CMD, fd, 0, 0, code, 0, userData);
+    const base = (((this.#tail - 1) & (this.#entries - 1)) << this.#shift) + COMMAND_WORD;
+    for (let i = 0; i < argument.length; i++) this.#sqes[base + i] = argument[i]!;
   }
 
   /** Hands everything prepared to the kernel. It may refuse for a moment (EAGAIN, EBUSY); that it does so for
