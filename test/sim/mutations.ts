@@ -20,6 +20,15 @@ const CBT = 'src/blksnap/cbt-map.ts';
 const TAKE = 'src/blksnap/take.ts';
 const DISK = 'src/block/disk.ts';
 const DEVICE = 'src/block/descriptor-device.ts';
+const CONNECTION = 'src/nbd/connection.ts';
+const COMMANDS = 'src/nbd/commands.ts';
+const REPLY = 'src/nbd/request.ts';
+const CLIENT = 'src/nbd/client.ts';
+const STATUS = 'src/nbd/block-status.ts';
+const CONTEXTS = 'src/daemon/image-contexts.ts';
+const PLAN = 'src/backup/plan.ts';
+const SOURCE = 'src/backup/nbd-source.ts';
+const DURABLE = 'src/backup/durable.ts';
 
 export const MUTATIONS: readonly Mutation[] = [
   {
@@ -241,5 +250,77 @@ export const MUTATIONS: readonly Mutation[] = [
     text: 'const first = bio.era === this.#era ? ',
     replacement: 'const first = bio.era <= this.#era ? ',
     why: 'a write that waited goes on in the middle when another snapshot has taken over',
+  },
+  {
+    file: CONNECTION,
+    text: '    if (bio.status !== 0 && request.error === NBD_OK) request.error',
+    replacement: '    if (bio.status < 0 && request.error === NBD_OK) request.error',
+    why: 'the NBD server swallows an error of the disk',
+  },
+  {
+    file: COMMANDS,
+    text: '    case CMD_WRITE:\n    case CMD_TRIM:\n      return fua;\n    case CMD_WRITE_ZEROES:\n      return (',
+    replacement: '    case CMD_WRITE:\n    case CMD_TRIM:\n      return 0;\n    case CMD_WRITE_ZEROES:\n      return (',
+    why: 'the NBD server ignores FUA',
+  },
+  {
+    file: CONNECTION,
+    text: '        this.#submit(request, FLUSH);',
+    replacement: '        this.#unhold(request);',
+    why: 'a flush over NBD is answered without one',
+  },
+  {
+    file: CONNECTION,
+    text: '      // Whoever left takes none of the replies that wait behind this one.\n      this.#die();',
+    replacement: '      this.#settle();',
+    why: 'a client that left with replies waiting is never let go',
+  },
+  {
+    file: CLIENT,
+    text: '    if (this.errno === 0) this.errno = request.errno;',
+    replacement: '',
+    why: 'the NBD client swallows an error of the server',
+  },
+  {
+    file: STATUS,
+    text: '    const part = Math.min(extent.length, left);',
+    replacement: '    const part = left;',
+    why: 'a block status tells of its first extent alone, as long as was asked for',
+  },
+  {
+    file: CONTEXTS,
+    text: 'flags: run.changed ? CHANGED : 0',
+    replacement: 'flags: run.changed && run.length > 4096 ? CHANGED : 0',
+    why: 'changes of single blocks are not told over NBD',
+  },
+  {
+    file: SOURCE,
+    text: 'if ((flags & STATE_DIRTY) !== 0) ranges.push({ offset, length });',
+    replacement: 'if ((flags & STATE_DIRTY) !== 0 && offset > 0) ranges.push({ offset, length });',
+    why: 'a backup drops the first of the changed ranges',
+  },
+  {
+    file: PLAN,
+    text: '  if (point.generationId !== source.generationId) {',
+    replacement: '  if (point.generationId === null) {',
+    why: 'a backup does not check the generation of the parent',
+  },
+  {
+    file: DURABLE,
+    text: '    fs.writeFileSync(fd, text);\n    fs.fsyncSync(fd);',
+    replacement: '    fs.writeFileSync(fd, text);',
+    why: 'a manifest takes its place before it is on stable storage',
+  },
+  {
+    file: DURABLE,
+    text: '  fs.renameSync(from, to);\n  syncDirectory(path.dirname(to));',
+    replacement: '  fs.renameSync(from, to);',
+    why: 'a new name is not made durable',
+  },
+  {
+    file: REPLY,
+    text: '  view.setUint32(at + 12, request.cookieLow);\n  if (!extended) {',
+    replacement: '  view.setUint32(at + 12, request.cookieLow ^ 1);\n  if (!extended) {',
+    why: 'an NBD reply carries the cookie of another request',
   },
 ];

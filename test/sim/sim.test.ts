@@ -7,11 +7,11 @@ import { MUTATIONS } from './mutations.ts';
 import { runProgram } from './program.ts';
 import { shorten } from './shorten.ts';
 
-const SEEDS = process.env['BLKSNAP_SEED'] === undefined ? 24 : 1;
+const SEEDS = process.env['BLKSNAP_SEED'] === undefined ? 16 : 1;
 const FIRST = Number(process.env['BLKSNAP_SEED'] ?? 1);
 const STEPS = Number(process.env['BLKSNAP_STEPS'] ?? 50);
 /** Every how many-th bug the sample takes. */
-const SAMPLE = 9;
+const SAMPLE = 12;
 
 describe('simulator', () => {
   it.each(Array.from({ length: SEEDS }, (_, i) => FIRST + i))('finds nothing with seed %i', async (seed) => {

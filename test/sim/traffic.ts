@@ -209,10 +209,10 @@ export class Traffic {
       return;
     }
     model.ended(change, end.status === 0, this.#world.machine.tick());
-    if (end.status === 0 || end.status === CUT_OFF) return;
+    if (end.status === 0) return;
     const struck = file.faults.write + file.faults.sync + file.faults.allocate > write + sync + allocate;
     const refused = model.unreliable && change.fua;
-    if (!struck && !refused)
+    if (!struck && !refused && end.status !== CUT_OFF)
       throw failure(`a change of ${model.name} (op ${io.op}, flags ${io.flags}) failed`, io.range, end.status);
     const dropped = file.faults.sync > sync || (io.op === WRITE && file.faults.write > write);
     if (change.fua && dropped) model.unreliableSince = Math.min(model.unreliableSince, this.#world.machine.tick());
@@ -243,6 +243,9 @@ export class Traffic {
     const startedAt = this.#world.machine.tick();
     const { sync } = file.faults;
     const end = await this.#run(way, { op: FLUSH, range: { offset: 0, length: 0 }, flags: 0, data: null });
+    // Whoever was cut off did not hear that the sync failed; the device knows.
+    if (end?.status === CUT_OFF && file.faults.sync > sync)
+      model.unreliableSince = Math.min(model.unreliableSince, this.#world.machine.tick());
     if (end?.status === CUT_OFF || this.#abandoned) return;
     if (end?.status === 0) {
       if (model.unreliable)

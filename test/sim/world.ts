@@ -46,6 +46,8 @@ export interface SimDisk {
   readonly file: VirtualFile;
   readonly disk: Disk;
   readonly tracker: Tracker;
+  /** Syncs of the file that had failed when it was opened. */
+  readonly syncFaults: number;
 }
 
 export interface SimImage extends Past {
@@ -187,7 +189,7 @@ export class World {
     };
     const tracker = new Tracker({ reactor, pool, copyMemory, mapPath, originPath: proxy, parameters });
     await reactor.until(disk.attachFilter(tracker));
-    this.disks.push({ model, file, disk, tracker });
+    this.disks.push({ model, file, disk, tracker, syncFaults: file.faults.sync });
     this.serving.offer(disk);
   }
 
@@ -206,7 +208,8 @@ export class World {
       random.fill(data.subarray(0));
       const offset = random.below(Math.floor(file.size / SECTOR)) * SECTOR;
       if (file.write(offset, data) < SECTOR) continue;
-      file.sync();
+      // All of it is on the platter then, also what a sync that failed had dropped.
+      file.resize(file.size);
       model.restart(contentOf(file));
       // The times of a file tell of it.
       const time = Date.now() / 1000 + 600 + random.below(600);
@@ -273,7 +276,7 @@ export class World {
     // What has heard of its end may still go on to its next wait, with the maps in its hands.
     await macrotask();
     for (const { storage } of this.held.keys()) for (const piece of storage.pieces) piece.close();
-    for (const { model, file, tracker } of this.disks) {
+    for (const { model, file, tracker, syncFaults } of this.disks) {
       // The kernel lets go of what a killed process had mapped; without a clean mark.
       tracker.cbt.close(false);
       model.deafen();
@@ -282,6 +285,8 @@ export class World {
       if (power && this.machine.weather.mapInFile) this.#otherBoot(file.name);
       if (power) file.losePower(reactor.random);
       const actual = contentOf(file);
+      // Nobody may have heard of a sync that failed; what it dropped is in the page cache alone.
+      if (file.faults.sync > syncFaults) model.unreliableSince = Math.min(model.unreliableSince, this.machine.tick());
       if (power) model.lostPower(actual);
       else model.reopened(actual);
     }
