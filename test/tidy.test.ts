@@ -45,7 +45,7 @@ function read(name: string): SourceFile {
 
 const topLevel = readdirSync(ROOT).filter((name) => /\.(?:md|json|ts)$|^\.npmrc$|^NOTICE$/.test(name));
 const names = [...topLevel, ...PLACES.flatMap(filesUnder)].filter(
-  (name) => name !== 'package-lock.json' && !name.startsWith('bench/results/'),
+  (name) => name !== 'package-lock.json' && !/^(?:bench\/results|test\/corpus)\//.test(name),
 );
 const files = names.map(read);
 const code = files.filter(({ name }) => /\.(?:ts|mjs)$/.test(name) || /^(?:bin|\.ci)\//.test(name));

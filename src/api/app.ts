@@ -4,6 +4,7 @@ import { OpenAPIHono } from '@hono/zod-openapi';
 import type { Context } from 'hono';
 import { bodyLimit } from 'hono/body-limit';
 import { HTTPException } from 'hono/http-exception';
+import { brief } from '../util/brief.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { MIB } from '../util/units.ts';
 import { VERSION } from '../util/version.ts';
@@ -81,7 +82,10 @@ function refuseInvalid(
   const words = result.error.issues.map(
     ({ path, message }) => `${path.map(String).join('.') || 'the whole'}: ${message}`,
   );
-  return fail(c, new BlksnapError('EINVAL', `Cannot understand the request's ${result.target}: ${words.join('; ')}`));
+  return fail(
+    c,
+    new BlksnapError('EINVAL', `Cannot understand the request's ${result.target}: ${brief(words.join('; '))}`),
+  );
 }
 
 function errorOf(cause: unknown, log: Log): BlksnapError {
@@ -89,6 +93,10 @@ function errorOf(cause: unknown, log: Log): BlksnapError {
   // Malformed JSON and the like, found by the framework.
   if (cause instanceof HTTPException && cause.status < 500) {
     return new BlksnapError('EINVAL', `Cannot understand the request: ${cause.message}`);
+  }
+  // What checks and copies values calls itself for each level.
+  if (cause instanceof RangeError && cause.message.includes('call stack')) {
+    return new BlksnapError('EINVAL', 'Cannot understand the request: it is nested too deeply');
   }
   log.error({ err: cause }, 'a request failed for a reason nobody foresaw');
   return toBlksnapError(cause);

@@ -59,7 +59,7 @@ export async function checkPointFile(diskPath: string, point: RestorePoint, io: 
   const file = pointFile(diskPath, point.id);
   const base = { disk: path.basename(diskPath), point: point.id };
   const problem = sizeProblem(diskPath, point);
-  const sums = readSums(diskPath, point.id, point.sums);
+  const sums = readSums(diskPath, point);
   const damage: Damage[] = [];
   if (typeof sums === 'string') damage.push({ ...base, file: sumsFile(diskPath, point.id, point.sums), problem: sums });
   if (problem !== null) damage.push({ ...base, file, problem });

@@ -8,6 +8,7 @@
 
 import { createHash, randomBytes } from 'node:crypto';
 import { z } from 'zod';
+import { brief } from '../util/brief.ts';
 import { BlksnapError } from '../util/errors.ts';
 
 const MANIFEST_FORMAT = 'blksnap-manifest';
@@ -101,9 +102,15 @@ export function parseManifest(text: string, origin: string): Manifest {
       `Cannot read "${origin}": it has version ${body['version']}, this blksnap knows up to ${MANIFEST_VERSION}; use a newer blksnap`,
     );
   }
-  if (checksum !== checksumOf(body)) throw unreadable(origin, 'its checksum does not match its content');
+  let actual: string;
+  try {
+    actual = checksumOf(body);
+  } catch (cause) {
+    throw unreadable(origin, 'it is nested too deeply', cause);
+  }
+  if (checksum !== actual) throw unreadable(origin, 'its checksum does not match its content');
   const parsed = manifestSchema.safeParse(body);
-  if (!parsed.success) throw unreadable(origin, z.prettifyError(parsed.error), parsed.error);
+  if (!parsed.success) throw unreadable(origin, brief(z.prettifyError(parsed.error)), parsed.error);
   return parsed.data;
 }
 
@@ -137,7 +144,7 @@ export function findPoint(manifest: Manifest, id?: string): RestorePoint {
   const point = id === undefined ? manifest.points.at(-1) : manifest.points.find((candidate) => candidate.id === id);
   if (point !== undefined) return point;
   if (id === undefined) throw new BlksnapError('ENOENT', `Disk "${manifest.disk}" has no restore points yet`);
-  const known = manifest.points.map((candidate) => candidate.id).join(', ') || 'none';
+  const known = brief(manifest.points.map((candidate) => candidate.id).join(', ')) || 'none';
   throw new BlksnapError('ENOENT', `Disk "${manifest.disk}" has no restore point "${id}"; it has: ${known}`);
 }
 

@@ -20,12 +20,16 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { z } from 'zod';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+import { readText } from '../util/read-text.ts';
+import { MIB } from '../util/units.ts';
 import { PARTIAL, fileSize, makeDirectoryDurably, replaceFile } from './durable.ts';
 import { diskNameSchema, emptyManifest, formatManifest, parseManifest } from './manifest.ts';
 import type { Manifest, RestorePoint } from './manifest.ts';
 
 const MARKER_NAME = 'blksnap-backups.json';
 const MANIFEST_NAME = 'manifest.json';
+/** More than a hundred thousand points. */
+const TEXT_LIMIT_BYTES = 64 * MIB;
 const markerSchema = z.object({ format: z.literal('blksnap-backups'), version: z.literal(1) });
 /** Every file that this program makes for a point, and nothing else. */
 const POINT_FILE = /^\d{8}T\d{6}Z-[0-9a-f]{4}(?:\.qcow2(?:\.partial|\.rewrite)?|-[0-9a-f]{16}\.sums(?:\.partial)?)$/;
@@ -85,7 +89,7 @@ function checkMarker(directory: string): void {
   const file = path.join(directory, MARKER_NAME);
   let text: string;
   try {
-    text = fs.readFileSync(file, 'utf8');
+    text = readText(file, TEXT_LIMIT_BYTES);
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw toBlksnapError(cause, `Cannot read "${file}"`);
     throw new BlksnapError(
@@ -132,7 +136,7 @@ export function readManifest(directory: string, disk: string): Manifest {
   const file = path.join(diskPath, MANIFEST_NAME);
   let text: string;
   try {
-    text = fs.readFileSync(file, 'utf8');
+    text = readText(file, TEXT_LIMIT_BYTES);
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw toBlksnapError(cause, `Cannot read "${file}"`);
     const disks = diskNames(directory);

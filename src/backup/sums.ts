@@ -9,10 +9,19 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { RangeChecksums } from '../util/checksum.ts';
+import { readText } from '../util/read-text.ts';
+import { KIB, MIB } from '../util/units.ts';
 import { syncDirectory } from './durable.ts';
+import type { RestorePoint } from './manifest.ts';
 import { sumsFile } from './repository.ts';
 
 const HEADER = /^blksnap-sums 1 (\d+) (\d+)$/;
+/** The sums of a file of 66 TB. */
+const SUMS_LIMIT = 256 * MIB;
+const CHECKSUM = /^[0-9a-f]{16}$/;
+/** Of the ranges that are believed; ours have CHECKSUM_RANGE_BYTES. */
+const SMALLEST_RANGE = 64 * KIB;
+const LARGEST_RANGE = 16 * MIB;
 
 export interface FileSums {
   readonly fileBytes: number;
@@ -39,21 +48,30 @@ export function writeSums(diskPath: string, id: string, sums: FileSums): string 
 }
 
 /** The sums of a point's file, or in words why they cannot be had. */
-export function readSums(diskPath: string, id: string, checksum: string): FileSums | string {
+export function readSums(diskPath: string, point: Pick<RestorePoint, 'id' | 'sums' | 'fileBytes'>): FileSums | string {
+  const { id, sums: checksum, fileBytes } = point;
   const file = sumsFile(diskPath, id, checksum);
   let text: string;
   try {
-    text = fs.readFileSync(file, 'utf8');
+    text = readText(file, SUMS_LIMIT);
   } catch (cause) {
     return (cause as NodeJS.ErrnoException).code === 'ENOENT'
       ? 'it is missing'
       : `it cannot be read: ${(cause as Error).message}`;
   }
+  if (text === '') return 'it is empty';
   if (checksumOf(text) !== checksum) return 'its own checksum does not match';
   const [header, ...checksums] = text.trimEnd().split('\n');
   const match = HEADER.exec(header ?? '');
   if (match === null) return 'its first line is not one of a sums file';
-  return { fileBytes: Number(match[1]), rangeBytes: Number(match[2]), checksums };
+  const sums = { fileBytes: Number(match[1]), rangeBytes: Number(match[2]), checksums };
+  return covers(sums, fileBytes) ? sums : `it does not cover the ${fileBytes} bytes of the point's file`;
+}
+
+/** Nothing but what it says may be left unread when all ranges are found right. */
+function covers({ fileBytes, rangeBytes, checksums }: FileSums, expectedBytes: number): boolean {
+  if (fileBytes !== expectedBytes || rangeBytes < SMALLEST_RANGE || rangeBytes > LARGEST_RANGE) return false;
+  return checksums.length === Math.ceil(fileBytes / rangeBytes) && checksums.every((sum) => CHECKSUM.test(sum));
 }
 
 function checksumOf(text: string): string {

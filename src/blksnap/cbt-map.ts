@@ -31,6 +31,7 @@ const VERSION = 1;
 const HEADER = 4096;
 const LAST_MARK = 136;
 const MAX_NUMBER = 255;
+const UUID = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 /** A write reaches the file soon after its mark, also when its process is killed in between; the file's clock
  *  goes in steps, and so may be behind. */
 const KILL_SLACK_MS = 250;
@@ -232,9 +233,12 @@ function doubtAbout(fd: number, length: number, shift: number, options: CbtMapOp
   const stored = header.getUint32(12, true);
   if (stored !== shift) return `the tracking block was changed from ${2 ** stored} to ${2 ** shift} bytes`;
   const number = header.getUint32(24, true);
-  if (fs.fstatSync(fd).size !== length || number < 1 || number > MAX_NUMBER) {
+  if (fs.fstatSync(fd).size !== length || number < 1 || number > MAX_NUMBER || !UUID.test(text(header, 32))) {
     return 'the stored change map is not readable';
   }
+  const marks = Buffer.alloc(length - HEADER);
+  fs.readSync(fd, marks, 0, marks.length, HEADER);
+  if (marks.some((mark) => mark > number)) return 'the stored change map contradicts itself';
   const now = options.originPath === null ? null : originIdentity(options.originPath);
   if (now?.kind === 'device' && text(header, 72) !== bootId()) {
     return 'the machine was started anew, and with it the count of what was written to the device';

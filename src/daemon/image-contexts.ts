@@ -6,6 +6,7 @@
  *  Only the one before is listed, so that a list stays short; the others are there by their names. */
 
 import type { MetaContext } from '../nbd/export.ts';
+import { GIB } from '../util/units.ts';
 
 /** What is known of the changes before an image: a SnapshotImage, or a part of one. */
 export interface ImageHistory {
@@ -16,6 +17,8 @@ export interface ImageHistory {
 }
 
 const CHANGED = 1;
+/** Of one answer: a bound on the time that it takes, and on its length. */
+const ANSWER_BYTES = 4 * GIB;
 const QEMU_PREFIX = 'qemu:dirty-bitmap:since-';
 
 /** As NbdExport.contexts asks for. */
@@ -38,7 +41,7 @@ function context(image: ImageHistory, prefix: string, number: number): MetaConte
     name: `${prefix}${number}`,
     blockStatus: async (offset, length) =>
       image
-        .changedSince(number, offset, length)
+        .changedSince(number, offset, Math.min(length, ANSWER_BYTES))
         .map((run) => ({ length: run.length, flags: run.changed ? CHANGED : 0 })),
   };
 }

@@ -3,7 +3,12 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { z } from 'zod';
+import { brief } from '../util/brief.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+import { readText } from '../util/read-text.ts';
+import { MIB } from '../util/units.ts';
+
+const LIMIT_BYTES = 64 * MIB;
 
 /** Null when there is no such file. Errors: EBADMSG, with advice, for content that does not fit the schema. */
 export function loadJson<T>(file: string, schema: z.ZodType<T>, advice: string): T | null {
@@ -11,7 +16,7 @@ export function loadJson<T>(file: string, schema: z.ZodType<T>, advice: string):
     new BlksnapError('EBADMSG', `Cannot use the state file "${file}": ${why}; ${advice}`, { cause });
   let text: string;
   try {
-    text = fs.readFileSync(file, 'utf8');
+    text = readText(file, LIMIT_BYTES);
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return null;
     throw toBlksnapError(cause, 'Cannot read the state file');
@@ -22,8 +27,13 @@ export function loadJson<T>(file: string, schema: z.ZodType<T>, advice: string):
   } catch (cause) {
     throw unusable('it is not JSON', cause);
   }
-  const parsed = schema.safeParse(content);
-  if (!parsed.success) throw unusable(z.prettifyError(parsed.error), parsed.error);
+  let parsed;
+  try {
+    parsed = schema.safeParse(content);
+  } catch (cause) {
+    throw unusable('it is nested too deeply', cause);
+  }
+  if (!parsed.success) throw unusable(brief(z.prettifyError(parsed.error)), parsed.error);
   return parsed.data;
 }
 

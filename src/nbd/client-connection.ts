@@ -21,7 +21,6 @@ import {
   errnoOfNbd,
   EXTENDED_HEADER_SIZE,
   EXTENDED_REPLY_MAGIC,
-  EXTENT_LIMIT,
   getU64,
   isErrorChunk,
   NBD_OK,
@@ -43,7 +42,6 @@ import type { HeaderStyle } from './protocol.ts';
 const LARGE_READ = 32 * KIB;
 const SMALL_RECEIVE = 4 * KIB;
 const ERROR_CHUNK_LIMIT = STRING_LIMIT + 64;
-const STATUS_CHUNK_LIMIT = 16 * EXTENT_LIMIT + 8;
 
 export interface ClientConnectionHost {
   /** A request has ended: there is room for another. */
@@ -356,8 +354,7 @@ export class ClientConnection implements OutboxHost<ClientRequest> {
       case REPLY_BLOCK_STATUS:
       case REPLY_BLOCK_STATUS_EXT: {
         const wanted = this.#style === 'extended' ? REPLY_BLOCK_STATUS_EXT : REPLY_BLOCK_STATUS;
-        if (request.command !== CMD_BLOCK_STATUS || type !== wanted || payload === 0 || payload > STATUS_CHUNK_LIMIT)
-          return false;
+        if (request.command !== CMD_BLOCK_STATUS || type !== wanted || !request.takeStatus(payload)) return false;
         this.#chunkOf = request;
         this.#chunkDone = done;
         this.#status = new Uint8Array(payload);

@@ -2,7 +2,7 @@
 
 import { BlksnapError } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
-import { KIB } from '../util/units.ts';
+import { KIB, MIB } from '../util/units.ts';
 import {
   EXPORT_NAME_PADDING,
   FLAG_FIXED_NEWSTYLE,
@@ -51,6 +51,10 @@ export interface ListedExport {
   readonly name: string;
   readonly description: string;
 }
+
+/** Memory that a list of exports may take, and roughly what each takes beside its words. */
+const LIST_LIMIT = 16 * MIB;
+const LISTED_BYTES = 200;
 
 interface OptionReply {
   readonly type: number;
@@ -183,13 +187,15 @@ class ClientHandshake {
   async list(): Promise<ListedExport[]> {
     await this.#send(OPT_LIST, new Message());
     const listed: ListedExport[] = [];
-    for (;;) {
+    for (let bytes = 0; ;) {
       const reply = await this.#reply(OPT_LIST);
       if (isErrorReply(reply.type)) throw refusal(reply, 'list the exports');
       if (reply.type === REP_ACK) break;
       if (reply.type !== REP_SERVER) continue;
       const length = reply.data.length >= 4 ? reply.view.getUint32(0) : Infinity;
       if (length > reply.data.length - 4) throw violation('a listed name is longer than its message');
+      bytes += LISTED_BYTES + reply.data.length;
+      if (bytes > LIST_LIMIT) throw violation(`a list of ${listed.length} exports and more`);
       listed.push({
         name: decoder.decode(reply.data.subarray(4, 4 + length)),
         description: decoder.decode(reply.data.subarray(4 + length)),
@@ -220,7 +226,8 @@ class ClientHandshake {
       if (isErrorReply(reply.type)) return new Map();
       if (reply.type === REP_ACK) return contexts;
       if (reply.type !== REP_META_CONTEXT || reply.data.length < 4) throw violation('a malformed metadata context');
-      contexts.set(decoder.decode(reply.data.subarray(4)), reply.view.getUint32(0));
+      const name = decoder.decode(reply.data.subarray(4));
+      if (wanted.includes(name)) contexts.set(name, reply.view.getUint32(0));
     }
   }
 

@@ -7,10 +7,16 @@ import {
   CMD_WRITE,
   EXTENDED_HEADER_SIZE,
   EXTENDED_REQUEST_MAGIC,
+  EXTENT_LIMIT,
   REQUEST_MAGIC,
   REQUEST_SIZE,
   setU64,
 } from './protocol.ts';
+
+const SECTOR = 512;
+/** Of one block status, over all contexts: bytes, and chunks. */
+const STATUS_LIMIT = 16 * EXTENT_LIMIT + 8;
+const CHUNK_LIMIT = 64;
 
 export interface RequestOwner {
   /** `request.errno` is 0 or an errno; the request is the client's again when this returns. */
@@ -35,9 +41,10 @@ export class ClientRequest extends Outgoing {
   left = false;
   /** The whole reply is there. */
   answered = false;
-  /** Read: bytes from the start that are there; runs that came out of order; and bytes in all. */
+  /** Read: bytes from the start that are there, and runs that came out of order. */
   covered = 0;
   runs: Array<[start: number, end: number]> | null = null;
+  /** Read, block status: bytes in all. */
   received = 0;
   /** Block status: the payloads of the chunks. */
   chunks: Uint8Array[] | null = null;
@@ -72,7 +79,14 @@ export class ClientRequest extends Outgoing {
     this.received += length;
     if (start === this.covered) this.covered += length;
     else (this.runs ??= []).push([start, start + length]);
-    return this.received <= this.length;
+    // Out of order they are remembered: no more of them than there are sectors.
+    return this.received <= this.length && (this.runs?.length ?? 0) <= this.length / SECTOR;
+  }
+
+  /** A block status of so many bytes is coming. False when the server has said too much. */
+  takeStatus(bytes: number): boolean {
+    this.received += bytes;
+    return bytes > 0 && this.received <= STATUS_LIMIT && this.chunks!.length < CHUNK_LIMIT;
   }
 
   /** Whether the data is complete, without overlap. */

@@ -13,7 +13,7 @@ import { DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES } from '../block/bio.ts';
 import type { Bio, BioPool, Op } from '../block/bio.ts';
 import { NO_MEMORY } from '../io/arena.ts';
 import type { Completion, Reactor, Stream } from '../io/reactor.ts';
-import { codeOfErrno, toBlksnapError } from '../util/errors.ts';
+import { BlksnapError, codeOfErrno, toBlksnapError } from '../util/errors.ts';
 import { blockStatusReply, contextsOfPayload } from './block-status.ts';
 import { bioFlags, commandError, replyError } from './commands.ts';
 import type { CommandRules } from './commands.ts';
@@ -109,6 +109,8 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
   #made = 0;
   #underWay = 0;
   #charged = 0;
+  /** Block statuses are looked up one after the other: what a context answers is as long as it likes. */
+  #statuses: Promise<void> = Promise.resolve();
 
   readonly #received: Completion = { complete: (result) => this.#onReceived(result) };
   readonly #payloadReceived: Completion = { complete: (result) => this.#onPayload(result) };
@@ -302,7 +304,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
         this.#submit(request, WRITE_ZEROES);
         break;
       case CMD_BLOCK_STATUS:
-        void this.#blockStatus(request, contexts);
+        this.#statuses = this.#statuses.then(() => this.#blockStatus(request, contexts));
         break;
     }
   }
@@ -415,6 +417,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
 
   async #blockStatus(request: Request, contexts: readonly SelectedContext[]): Promise<void> {
     try {
+      if (this.#state === 'dead') throw new BlksnapError('ESHUTDOWN', 'The connection was dropped');
       const onlyOne = (request.flags & CMD_FLAG_REQ_ONE) !== 0;
       const reply = await blockStatusReply(request, contexts, this.#extended, onlyOne);
       const { line, reactor } = this.#host;

@@ -28,9 +28,15 @@ export type RunKind = EntryState | typeof MISSING;
 /** Entries that one `find` looks at: a bound on the time it takes, whatever the image says. */
 const MAX_LOOKS = 65_536;
 
+/** Entries that all images of a chain have looked at together. */
+export interface LookCount {
+  looks: number;
+}
+
 export class ClusterMap {
   readonly #header: Qcow2Header;
   readonly #tables: TableFile;
+  readonly #count: LookCount;
   readonly #fileBytes: number;
   readonly #clusterSize: number;
   /** Bytes that have a state of their own: a cluster, or a subcluster. */
@@ -55,9 +61,11 @@ export class ClusterMap {
   /** CORRUPT: the offset of the disk that cannot be mapped. */
   damagedOffset = 0;
 
-  constructor(header: Qcow2Header, tables: TableFile, fileBytes: number) {
+  constructor(header: Qcow2Header, tables: TableFile, file: { readonly fileBytes: number; readonly count: LookCount }) {
+    const { fileBytes, count } = file;
     this.#header = header;
     this.#tables = tables;
+    this.#count = count;
     this.#fileBytes = fileBytes;
     this.#clusterSize = 2 ** header.clusterBits;
     this.#unit = header.extendedL2 ? this.#clusterSize / SUBCLUSTERS : this.#clusterSize;
@@ -86,6 +94,7 @@ export class ClusterMap {
   /** The state of the byte at `offset`. */
   #look(offset: number): RunKind {
     const { l1Offset, clusterBits, version, extendedL2 } = this.#header;
+    this.#count.looks++;
     const l1Index = Math.floor(offset / this.#coverage);
     const l1At = l1Offset + l1Index * 8;
     const l1 = this.#slice(l1At);

@@ -13,6 +13,8 @@ const DEFLATE_WINDOW_BITS = 12;
 const DEFLATE_LEVEL = 1;
 const ZSTD_LEVEL = 1;
 const ZSTD_MAGIC = 0xfd2f_b528;
+/** Of one cluster; writers make one. An enemy could fill the cluster's room with frames of nothing. */
+const MAX_FRAMES = 64;
 
 export interface ClusterCodec {
   readonly type: CompressionType;
@@ -78,7 +80,9 @@ function makeZstdCodec(zstd: Zstd | null): ClusterCodec {
     },
     decompress(compressed, cluster) {
       let done = 0;
+      let frames = 0;
       for (let at = 0; done < cluster.length;) {
+        if (++frames > MAX_FRAMES) return false;
         const length = zstdFrameLength(compressed, at);
         if (length < 0) return false;
         const count = zstd.decompress(compressed.subarray(at, at + length), cluster.subarray(done));

@@ -17,6 +17,7 @@ import type { BlockDevice, Capabilities, Extent } from '../block/device.ts';
 import type { OpenFile } from '../io/files.ts';
 import type { Reactor } from '../io/reactor.ts';
 import { ClusterMap, MISSING } from './cluster-map.ts';
+import type { LookCount } from './cluster-map.ts';
 import { clusterCodec } from './compression.ts';
 import type { ClusterCodec } from './compression.ts';
 import type { CompressedReader } from './compressed-reader.ts';
@@ -28,6 +29,9 @@ import type { TableCache } from './table-cache.ts';
 
 /** Extents per answer: a bound on one call's work. */
 const MAX_EXTENTS = 8192;
+/** Table entries that one answer looks at, in the whole chain. Tables may share clusters, so that a small file describes a
+ *  disk of petabytes with as many runs as it has clusters. */
+const MAX_LOOKS = 2 ** 18;
 
 /** What one image itself holds. `unallocated` is left to its backing file. */
 export interface OwnExtent {
@@ -40,6 +44,7 @@ export interface Qcow2DeviceOptions {
   readonly pool: BioPool;
   readonly tables: TableCache;
   readonly compressed: CompressedReader;
+  readonly count: LookCount;
   readonly file: OpenFile;
   readonly fileBytes: number;
   readonly header: Qcow2Header;
@@ -71,6 +76,7 @@ export class Qcow2Device implements BlockDevice, BioOwner, BioDriver {
   readonly #file: OpenFile;
   readonly #tables: TableFile;
   readonly #map: ClusterMap;
+  readonly #count: LookCount;
   readonly #compressed: CompressedReader;
   readonly #codec: ClusterCodec;
   readonly #onClose: () => void;
@@ -90,7 +96,8 @@ export class Qcow2Device implements BlockDevice, BioOwner, BioDriver {
     this.#pool = options.pool;
     this.#file = file;
     this.#tables = new TableFile(options.tables, file, this.clusterSize);
-    this.#map = new ClusterMap(header, this.#tables, options.fileBytes);
+    this.#count = options.count;
+    this.#map = new ClusterMap(header, this.#tables, options);
     this.#compressed = options.compressed;
     this.#codec = clusterCodec(header.compression);
     this.#onClose = options.onClose;
@@ -240,7 +247,8 @@ export class Qcow2Device implements BlockDevice, BioOwner, BioDriver {
   async ownExtents(offset: number, length: number): Promise<OwnExtent[]> {
     const list: OwnExtent[] = [];
     const end = Math.min(offset + length, this.size);
-    for (let at = offset; at < end && list.length < MAX_EXTENTS;) {
+    const lastLook = this.#count.looks + MAX_LOOKS;
+    for (let at = offset; at < end && list.length < MAX_EXTENTS && (at === offset || this.#count.looks < lastLook);) {
       const found = this.#map.find(at, end - at);
       if (found === MISSING) {
         const { slice } = this.#map;
@@ -279,30 +287,31 @@ export class Qcow2Device implements BlockDevice, BioOwner, BioDriver {
   /** The whole chain's states: a hole is what no image holds, zero what one of them says is zero. */
   async extents(offset: number, length: number): Promise<Extent[]> {
     const list: Extent[] = [];
+    const lastLook = this.#count.looks + MAX_LOOKS;
     let at = offset;
     for (const own of await this.ownExtents(offset, length)) {
-      if (own.kind === 'unallocated') await this.#backingExtents(list, at, at + own.length);
-      else pushExtent(list, own.length, false, own.kind === 'zero');
-      if (list.length >= MAX_EXTENTS) break;
+      if (own.kind !== 'unallocated') pushExtent(list, own.length, false, own.kind === 'zero');
+      else if (!(await this.#backingExtents(list, at, at + own.length))) break;
+      if (list.length >= MAX_EXTENTS || this.#count.looks >= lastLook) break;
       at += own.length;
     }
     return list;
   }
 
-  /** Adds the backing device's extents from `offset` to `end`, fewer when the list is full; past its end, a hole. */
-  async #backingExtents(list: Extent[], offset: number, end: number): Promise<void> {
+  /** Adds the backing device's extents from `offset` on; past its end, a hole. False when it told of less than all up to
+   *  `end`. */
+  async #backingExtents(list: Extent[], offset: number, end: number): Promise<boolean> {
     const { backing } = this;
     const backed = backing === null ? offset : Math.min(end, backing.size);
     let at = offset;
-    while (backing !== null && at < backed) {
-      for (const extent of await backing.extents(at, backed - at)) {
-        const inside = Math.min(extent.length, backed - at);
-        if (inside > 0) pushExtent(list, inside, extent.hole, extent.zero);
-        at += inside;
-      }
-      if (list.length >= MAX_EXTENTS) return;
+    for (const extent of backing === null || at >= backed ? [] : await backing.extents(at, backed - at)) {
+      const inside = Math.min(extent.length, backed - at);
+      if (inside > 0) pushExtent(list, inside, extent.hole, extent.zero);
+      at += inside;
     }
+    if (at < backed) return false;
     if (at < end) pushExtent(list, end - at, true, true);
+    return true;
   }
 
   async close(): Promise<void> {

@@ -194,6 +194,7 @@ function stack(
 ): Qcow2Device {
   const { reactor, pool } = options;
   const { tables, compressed } = shared;
+  const count = { looks: 0 };
   let below = base;
   for (const layer of layers.toReversed()) {
     const onClose = layer === layers[0] ? shared.close : (): void => {};
@@ -202,6 +203,7 @@ function stack(
       pool,
       tables,
       compressed,
+      count,
       ...layer,
       backing: below,
       onClose,
