@@ -73,8 +73,9 @@ export class IoThread {
     if (this.#stopping && name !== 'stop')
       return Promise.reject(new BlksnapError('ESHUTDOWN', 'The I/O thread is ending'));
     const id = ++this.#lastId;
-    const result = new Promise<unknown>((resolve, reject) => this.#pending.set(id, { resolve, reject }));
+    // First: what is nested too deeply to be copied throws, and nobody would wait for its answer.
     this.#worker.postMessage({ id, name, args } satisfies Call);
+    const result = new Promise<unknown>((resolve, reject) => this.#pending.set(id, { resolve, reject }));
     if (this.ready.wakeFd >= 0) fs.writeSync(this.ready.wakeFd, ONE);
     return result;
   }
