@@ -12,7 +12,7 @@ import { TARGETS } from './targets.ts';
 
 const WORKER = ['--import', 'tsx', path.join(import.meta.dirname, 'worker.ts')];
 /** No input takes as long: bounds.ts. */
-const HANG_MS = 60_000;
+const HANG_MS = 150_000;
 const SHRINK_TRIES = 150;
 
 const { values } = parseArgs({

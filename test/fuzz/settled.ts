@@ -2,7 +2,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 
-const LIMIT_MS = 5000;
+const LIMIT_MS = 30_000;
 
 export async function settled(what: string, isSo: () => boolean): Promise<void> {
   for (const end = performance.now() + LIMIT_MS; !isSo(); await sleep(1)) {

@@ -12,7 +12,7 @@ import { ApiWorld } from '../../api-world.ts';
 import type { FuzzSubject, FuzzTarget } from '../target.ts';
 import { PLACE, SNAPSHOT, httpRequests } from './api-words.ts';
 
-const ANSWER_MS = 10_000;
+const ANSWER_MS = 50_000;
 
 class ApiSubject implements FuzzSubject {
   readonly #world: ApiWorld;
