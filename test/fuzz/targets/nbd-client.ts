@@ -69,7 +69,7 @@ class NbdClientSubject implements FuzzSubject {
   async run(input: Uint8Array): Promise<void> {
     this.#input = input;
     await expected(() => useEnemy(this.#reactor, this.#address));
-    await expected(() => listExports(this.#reactor, this.#address));
+    await expected(() => listExports(this.#reactor, { address: this.#address }));
     const { arena } = this.#reactor;
     await settled('the client has given everything back', () => arena.lentBytes === 0);
   }
