@@ -29,6 +29,10 @@ import type { PortableStream } from './stream.ts';
 /** setTimeout takes anything longer for 1 ms. */
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
 const CLOSE_POLL_MS = 1;
+/** As in the uring driver: how long the loop looks for more before it sleeps, once it slept no longer than that
+ *  so many times in a row. */
+const SPIN_MS = 0.1;
+const SHORT_SLEEPS = 4;
 const CLOSE_LIMIT_MS = 5000;
 
 type FsCallback = (error: NodeJS.ErrnoException | null, count?: number) => void;
@@ -41,6 +45,9 @@ export class PortableReactor implements Reactor, SocketHost {
   readonly #hooks: Array<() => void> = [];
   #turnEnding = false;
   readonly #inline = new InlineGuard();
+  #lastTurnMs = 0;
+  #shortSleeps = 0;
+  #spinning = false;
   /** Operations that were done at once, since #inlineSinceMs; their completions run when the present callback has ended. */
   #done: Completion[] = [];
   #doneResults: number[] = [];
@@ -194,7 +201,7 @@ export class PortableReactor implements Reactor, SocketHost {
 
   /** Something was completed: the hooks run when the event loop has been through all that is ready. */
   turned(): void {
-    if (this.#turnEnding || this.#hooks.length === 0) return;
+    if (this.#turnEnding) return;
     this.#turnEnding = true;
     setImmediate(this.#endTurn);
   }
@@ -202,6 +209,18 @@ export class PortableReactor implements Reactor, SocketHost {
   readonly #endTurn = (): void => {
     this.#turnEnding = false;
     for (const hook of this.#hooks) hook();
+    const now = performance.now();
+    this.#shortSleeps = now - this.#lastTurnMs < SPIN_MS ? this.#shortSleeps + 1 : 0;
+    this.#lastTurnMs = now;
+    if (this.#shortSleeps < SHORT_SLEEPS || this.#spinning) return;
+    this.#spinning = true;
+    setImmediate(this.#spin);
+  };
+
+  /** As long as something is to be done immediately, the event loop looks around without sleeping. */
+  readonly #spin = (): void => {
+    this.#spinning = performance.now() - this.#lastTurnMs < SPIN_MS;
+    if (this.#spinning) setImmediate(this.#spin);
   };
 
   socketOpened(): void {
