@@ -211,7 +211,7 @@ export class Traffic {
     model.ended(change, end.status === 0, this.#world.machine.tick());
     if (end.status === 0) return;
     const struck = file.faults.write + file.faults.sync + file.faults.allocate > write + sync + allocate;
-    const refused = model.unreliable && change.fua;
+    const refused = (model.unreliable || this.#mayHaveLost(file)) && change.fua;
     if (!struck && !refused && end.status !== CUT_OFF)
       throw failure(`a change of ${model.name} (op ${io.op}, flags ${io.flags}) failed`, io.range, end.status);
     const dropped = file.faults.sync > sync || (io.op === WRITE && file.faults.write > write);
@@ -234,6 +234,11 @@ export class Traffic {
     else if (file.faults.read === read) throw failure(`a read of ${model.name} failed`, range, end.status);
   }
 
+  /** A client's write or flush may have failed, and its answer be still on its way. */
+  #mayHaveLost({ faults }: SimDisk['file']): boolean {
+    return this.#remote.size > 0 && faults.write + faults.sync > 0;
+  }
+
   #flushDisk(owner: SimDisk, random: Prng): void {
     const way = this.#way(owner.disk, random);
     this.#start(way, this.#flush(owner, way));
@@ -253,7 +258,7 @@ export class Traffic {
       model.flushed(startedAt);
     } else if (file.faults.sync > sync)
       model.unreliableSince = Math.min(model.unreliableSince, this.#world.machine.tick());
-    else if (!model.unreliable)
+    else if (!model.unreliable && !this.#mayHaveLost(file))
       throw failure(`a flush of ${model.name} failed`, { offset: 0, length: 0 }, end?.status ?? 0);
   }
 
