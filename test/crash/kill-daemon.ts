@@ -52,7 +52,7 @@ async function workThenKill(world: DaemonWorld, random: Prng): Promise<void> {
   if (disk === undefined) throw new Error('the disk is gone');
   const words =
     '--rw=randrw --bsrange=512-64k --blockalign=512 --iodepth=16 --time_based --runtime=60 ' +
-    '--verify=crc32c --verify_backlog=64 --verify_fatal=1';
+    '--verify=crc32c --verify_backlog=64 --verify_fatal=1 --verify_state_save=0';
   const work = fio(disk.uri, ...words.split(' '), `--size=${SIZE}`, `--randseed=${random.below(1e9)}`);
   if (random.chance(0.5)) await world.client.createSnapshot({ disks: ['vda'] });
   await sleep(random.below(LIFE_MS));
