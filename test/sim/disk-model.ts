@@ -39,6 +39,8 @@ export class DiskModel {
   readonly #listeners = new Set<(change: Change) => void>();
   /** When a sync failed: the device promises nothing any more. Infinity while none has. */
   unreliableSince = Infinity;
+  /** Whoever would have heard of it was cut off. */
+  maybeUnreliable = false;
 
   constructor(name: string, content: Uint8Array) {
     this.name = name;
@@ -122,6 +124,7 @@ export class DiskModel {
     this.adopt(actual);
     if (this.unreliable) for (const change of this.#volatile) change.endedAt = Number.NaN;
     this.unreliableSince = Infinity;
+    this.maybeUnreliable = false;
   }
 
   /** The machine stopped. Throws when something durable is lost. */
@@ -140,6 +143,7 @@ export class DiskModel {
     }
     this.restart(actual);
     this.unreliableSince = Infinity;
+    this.maybeUnreliable = false;
   }
 
   /** A new beginning: all of it is durable now. */

@@ -211,11 +211,13 @@ export class Traffic {
     model.ended(change, end.status === 0, this.#world.machine.tick());
     if (end.status === 0) return;
     const struck = file.faults.write + file.faults.sync + file.faults.allocate > write + sync + allocate;
-    const refused = (model.unreliable || this.#mayHaveLost(file)) && change.fua;
+    const refused = (model.unreliable || this.#mayHaveLost(model, file)) && change.fua;
     if (!struck && !refused && end.status !== CUT_OFF)
       throw failure(`a change of ${model.name} (op ${io.op}, flags ${io.flags}) failed`, io.range, end.status);
     const dropped = file.faults.sync > sync || (io.op === WRITE && file.faults.write > write);
-    if (change.fua && dropped) model.unreliableSince = Math.min(model.unreliableSince, this.#world.machine.tick());
+    if (!change.fua || !dropped) return;
+    if (end.status === CUT_OFF) model.maybeUnreliable = true;
+    else model.unreliableSince = Math.min(model.unreliableSince, this.#world.machine.tick());
   }
 
   #readDisk(owner: SimDisk, random: Prng): void {
@@ -235,8 +237,8 @@ export class Traffic {
   }
 
   /** A client's write or flush may have failed, and its answer be still on its way. */
-  #mayHaveLost({ faults }: SimDisk['file']): boolean {
-    return this.#remote.size > 0 && faults.write + faults.sync > 0;
+  #mayHaveLost(model: SimDisk['model'], { faults }: SimDisk['file']): boolean {
+    return model.maybeUnreliable || (this.#remote.size > 0 && faults.write + faults.sync > 0);
   }
 
   #flushDisk(owner: SimDisk, random: Prng): void {
@@ -249,8 +251,7 @@ export class Traffic {
     const { sync } = file.faults;
     const end = await this.#run(way, { op: FLUSH, range: { offset: 0, length: 0 }, flags: 0, data: null });
     // Whoever was cut off did not hear that the sync failed; the device knows.
-    if (end?.status === CUT_OFF && file.faults.sync > sync)
-      model.unreliableSince = Math.min(model.unreliableSince, this.#world.machine.tick());
+    if (end?.status === CUT_OFF && file.faults.sync > sync) model.maybeUnreliable = true;
     if (end?.status === CUT_OFF || this.#abandoned) return;
     if (end?.status === 0) {
       if (model.unreliable)
@@ -258,7 +259,7 @@ export class Traffic {
       model.flushed(startedAt);
     } else if (file.faults.sync > sync)
       model.unreliableSince = Math.min(model.unreliableSince, this.#world.machine.tick());
-    else if (!model.unreliable && !this.#mayHaveLost(file))
+    else if (!model.unreliable && !this.#mayHaveLost(model, file))
       throw failure(`a flush of ${model.name} failed`, { offset: 0, length: 0 }, end?.status ?? 0);
   }
 
