@@ -30,21 +30,35 @@ export class Core {
   readonly #copyAt: number;
   readonly #disks: Disk[] = [];
   readonly #parameters: Parameters;
+  readonly #given: { readonly directory: string; readonly copyMemoryBytes: number; readonly parameters: Parameters };
 
   static async open(
-    options: { driver?: DriverName; copyMemoryBytes?: number; parameters?: Partial<Parameters> } = {},
+    options: {
+      driver?: DriverName;
+      copyMemoryBytes?: number;
+      parameters?: Partial<Parameters>;
+      /** Of an earlier core. */
+      directory?: string;
+    } = {},
   ): Promise<Core> {
     const reactor = await openReactor({
       ...(options.driver && { driver: options.driver }),
       arenaBytes: 32 * MIB,
       cooperative: true,
     });
-    return new Core(reactor, options.copyMemoryBytes ?? MIB, { ...DEFAULT_PARAMETERS, ...options.parameters });
+    const directory = options.directory ?? fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-core-'));
+    const parameters = { ...DEFAULT_PARAMETERS, ...options.parameters };
+    return new Core(reactor, { directory, copyMemoryBytes: options.copyMemoryBytes ?? MIB, parameters });
   }
 
-  private constructor(reactor: Reactor, copyMemoryBytes: number, parameters: Parameters) {
+  private constructor(
+    reactor: Reactor,
+    given: { readonly directory: string; readonly copyMemoryBytes: number; readonly parameters: Parameters },
+  ) {
+    const { directory, copyMemoryBytes, parameters } = given;
+    this.#given = given;
     this.#parameters = parameters;
-    this.directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-core-'));
+    this.directory = directory;
     this.reactor = reactor;
     this.#copyAt = reactor.arena.allocate(copyMemoryBytes);
     const { bytes, address } = reactor.arena;
@@ -60,7 +74,7 @@ export class Core {
   async disk(
     name: string,
     size: number,
-    cowTimeoutMs?: number,
+    options: { readonly cowTimeoutMs?: number; readonly mapPath?: null } = {},
   ): Promise<{ disk: Disk; tracker: Tracker; file: string }> {
     const file = this.path(name);
     if (!fs.existsSync(file)) fs.writeFileSync(file, Buffer.alloc(size, `${name} `));
@@ -69,9 +83,9 @@ export class Core {
       reactor: this.reactor,
       pool: this.pool,
       copyMemory: this.#copyMemory,
-      mapPath: this.path(`${name}.map`),
+      mapPath: options.mapPath === undefined ? this.path(`${name}.map`) : null,
       originPath: file,
-      parameters: { ...this.#parameters, ...(cowTimeoutMs !== undefined && { cowTimeoutMs }) },
+      parameters: { ...this.#parameters, ...(options.cowTimeoutMs && { cowTimeoutMs: options.cowTimeoutMs }) },
     });
     await disk.attachFilter(tracker);
     this.#disks.push(disk);
@@ -111,8 +125,19 @@ export class Core {
     return data.readDoubleBE(0);
   }
 
+  /** Ends as `close` does, and begins again with the same files. */
+  async restart(): Promise<Core> {
+    await this.#end();
+    return await Core.open(this.#given);
+  }
+
   /** Ends everything; throws when a bio, a buffer or a descriptor of the reactor's is still held. */
   async close(): Promise<void> {
+    await this.#end();
+    fs.rmSync(this.directory, { recursive: true });
+  }
+
+  async #end(): Promise<void> {
     await this.set.close();
     for (const disk of this.#disks) await disk.close();
     this.reactor.arena.release(this.#copyAt);
@@ -121,6 +146,5 @@ export class Core {
       throw new Error(`still held: ${this.pool.lent} bios, ${lentBytes} + ${this.#copyMemory.lentBytes} bytes`);
     }
     await this.reactor.close();
-    fs.rmSync(this.directory, { recursive: true });
   }
 }

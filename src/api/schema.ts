@@ -84,6 +84,7 @@ export const statusView = shape<StatusView>()(
       failedDisks: z.int(),
       snapshots: z.int(),
       kernelDevices: z.int().openapi({ description: 'Disks and images that have a device in /dev' }),
+      refusedSnapshots: z.int().openapi({ description: 'Persistent ones that could not be brought back' }),
     })
     .openapi('Status'),
 );
@@ -178,6 +179,8 @@ export const snapshotView = shape<SnapshotView>()(
       usedBytes: bytes,
       limitBytes: bytes.nullable(),
       leaseMs: z.int().nullable().openapi({ description: 'It goes when nobody renews it for so long; null: it stays' }),
+      persistent: z.boolean().openapi({ description: 'It outlives the daemon' }),
+      failure: failure.nullable().openapi({ description: 'Why a persistent one could not be brought back' }),
       images: z.array(imageView),
     })
     .openapi('Snapshot'),
@@ -276,6 +279,10 @@ export const snapshotRequest = z
     fsfreeze: z.boolean().optional().openapi({
       description: "Freeze file systems that are mounted on the disks' kernel devices. Default: true",
     }),
+    persistent: z
+      .boolean()
+      .optional()
+      .openapi({ description: 'It outlives the daemon; its images cannot be written, and its storage has a name' }),
     hooks: z
       .strictObject({
         freeze: text,
@@ -295,7 +302,7 @@ export const storageRequest = z
   .openapi('StorageRequest');
 
 export const preparedRequest = snapshotRequest
-  .omit({ hooks: true, leaseMs: true, kernelDevice: true, via: true, fsfreeze: true })
+  .omit({ hooks: true, leaseMs: true, persistent: true, kernelDevice: true, via: true, fsfreeze: true })
   .extend({ disks: z.array(text).max(1024).default([]) })
   .openapi('PrepareRequest');
 

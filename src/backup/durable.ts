@@ -3,7 +3,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { makeDirectories } from '../util/directories.ts';
+import { makeDirectories, syncDirectory } from '../util/directories.ts';
 
 /** Ends the name of a file that is not complete yet. */
 export const PARTIAL = '.partial';
@@ -25,15 +25,6 @@ export function replaceFile(file: string, text: string): void {
 export function renameDurably(from: string, to: string): void {
   fs.renameSync(from, to);
   syncDirectory(path.dirname(to));
-}
-
-export function syncDirectory(directory: string): void {
-  const fd = fs.openSync(directory, 'r');
-  try {
-    fs.fsyncSync(fd);
-  } finally {
-    fs.closeSync(fd);
-  }
 }
 
 /** Makes a directory and those above it. */

@@ -8,7 +8,6 @@
 import fs from 'node:fs';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import type { CopyContext } from './copy.ts';
-import { syncDirectory } from './durable.ts';
 import { checkPointFile, describeDamage, visibleDamage } from './integrity.ts';
 import { lockDisk } from './lock.ts';
 import { chainOf } from './manifest.ts';
@@ -28,6 +27,7 @@ import {
   writeManifest,
 } from './repository.ts';
 import type { Qcow2Device } from '../qcow2/device.ts';
+import { syncDirectory } from '../util/directories.ts';
 
 export interface PruneOptions extends CopyContext {
   readonly directory: string;

@@ -9,9 +9,9 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { RangeChecksums } from '../util/checksum.ts';
+import { syncDirectory } from '../util/directories.ts';
 import { readText } from '../util/read-text.ts';
 import { KIB, MIB } from '../util/units.ts';
-import { syncDirectory } from './durable.ts';
 import type { RestorePoint } from './manifest.ts';
 import { sumsFile } from './repository.ts';
 

@@ -15,6 +15,10 @@
  *   120 origin id u64    128 origin version u64 (both as of attach, then as of detach)
  *   136 time of the last mark f64 (ms since 1970)
  *   144 origin change u64 (as 120 and 128)
+ *  1024 96 slots of 32 bytes, one for each persistent snapshot that has a copy of all that was overwritten since
+ *       its take: 0 its id, 16 bytes (zeros: free)   16 whole frames of its journal f64
+ *
+ *  A slot that nobody claims after the map was opened is emptied before the first write: whoever wrote made no copies.
  *
  *  Does no I/O but its own file's; knows nothing of chunks or snapshots. */
 
@@ -27,9 +31,14 @@ import { bootId, originIdentity } from './origin-identity.ts';
 import type { OriginIdentity } from './origin-identity.ts';
 
 const MAGIC = 'BLKSNCBT';
-const VERSION = 1;
+const VERSION = 2;
+/** Version 1 had no slots: zeros, as a new map has. */
+const OLDEST_VERSION = 1;
 const HEADER = 4096;
 const LAST_MARK = 136;
+const SLOTS = 1024;
+const SLOT_BYTES = 32;
+const SLOT_FRAMES = 16;
 const MAX_NUMBER = 255;
 const UUID = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 /** A write reaches the file soon after its mark, also when its process is killed in between; the file's clock
@@ -66,6 +75,8 @@ export class CbtMap {
   readonly blockCount: number;
   /** Why this generation began; '' when history goes on from before. */
   reason: string;
+  /** Why what was stored could not be trusted when the map was opened; '' when it could. */
+  readonly doubt: string;
   /** One byte per tracking block. Shared memory where the map has a file. */
   readonly map: Uint8Array;
   readonly #fd: number;
@@ -74,8 +85,12 @@ export class CbtMap {
   readonly #originPath: string | null;
   #generationId = '';
   #changeNumber = 1;
-  #lastMarkMs = 0;
+  #lastMarkMs = -1;
   #closed = false;
+  /** Places of slots in the header, by snapshot. */
+  readonly #claimed = new Map<string, number>();
+  /** There may be slots of snapshots that nobody has brought back. */
+  #unclaimed: boolean;
 
   /** Opens the map of a device, with its history where that can be trusted. */
   static open(options: CbtMapOptions): CbtMap {
@@ -114,6 +129,8 @@ export class CbtMap {
     this.#header = new DataView(memory, 0, HEADER);
     this.map = new Uint8Array(memory, HEADER, this.blockCount);
     this.reason = doubt;
+    this.doubt = doubt;
+    this.#unclaimed = doubt === '';
     if (doubt === '') {
       this.#generationId = text(this.#header, 32);
       this.#changeNumber = this.#header.getUint32(24, true);
@@ -145,13 +162,19 @@ export class CbtMap {
     this.markOnly(offset, length);
     if (nowMs !== this.#lastMarkMs) {
       this.#lastMarkMs = nowMs;
-      this.#header.setFloat64(LAST_MARK, Date.now(), true);
+      this.touch();
+      if (this.#unclaimed) this.#dropUnclaimed();
     }
   }
 
   /** When a change was last marked, on the clock that `mark` was given. */
   get lastMarkMs(): number {
     return this.#lastMarkMs;
+  }
+
+  /** A write that was marked some time ago goes on only now. */
+  touch(): void {
+    this.#header.setFloat64(LAST_MARK, Date.now(), true);
   }
 
   /** Ends a period at a take: later changes carry the next number. After 255 the history starts
@@ -175,6 +198,74 @@ export class CbtMap {
     this.#header.setUint32(24, 1, true);
     this.map.fill(0);
   }
+
+  // --- persistent snapshots -------------------------------------------------------------------
+
+  /** Whether what is noted here outlives the process. */
+  get inFile(): boolean {
+    return this.#mapping !== null;
+  }
+
+  /** Notes that a snapshot has a copy of all that was overwritten since its take, in `frames` of its journal.
+   *  False without a free slot. */
+  keep(id: string, frames: number): boolean {
+    if (this.#claimed.has(id)) return this.advanceKept(id, frames);
+    if (this.#mapping === null) return false;
+    for (let at = SLOTS; at < HEADER; at += SLOT_BYTES) {
+      if (slotId(this.#header, at) !== null) continue;
+      // In this order: killed in between, the snapshot must not be there with too few frames.
+      this.#header.setFloat64(at + SLOT_FRAMES, frames, true);
+      const bytes = idBytes(id);
+      for (let i = bytes.length - 1; i >= 0; i--) this.#header.setUint8(at + i, bytes[i]!);
+      this.#claimed.set(id, at);
+      return true;
+    }
+    return false;
+  }
+
+  /** So many frames are there to be found now. False for a snapshot without a slot. */
+  advanceKept(id: string, frames: number): boolean {
+    const at = this.#claimed.get(id);
+    if (at !== undefined) this.#header.setFloat64(at + SLOT_FRAMES, frames, true);
+    return at !== undefined;
+  }
+
+  /** The frames of a snapshot that was kept before the map was opened; null when it was not, or no longer is. */
+  keptFrames(id: string): number | null {
+    const at = this.#slotOf(id);
+    return at < 0 ? null : this.#header.getFloat64(at + SLOT_FRAMES, true);
+  }
+
+  /** The snapshot is back, and gets its copies: its slot stays. False when it has none. */
+  claim(id: string): boolean {
+    const at = this.#slotOf(id);
+    if (at >= 0) this.#claimed.set(id, at);
+    return at >= 0;
+  }
+
+  /** The snapshot no longer has a copy of everything: it will not come back. Cannot fail. */
+  dropKept(id: string): void {
+    const at = this.#slotOf(id);
+    this.#claimed.delete(id);
+    if (at >= 0) this.#clearSlot(at);
+  }
+
+  #slotOf(id: string): number {
+    for (let at = SLOTS; at < HEADER; at += SLOT_BYTES) if (slotId(this.#header, at) === id) return at;
+    return -1;
+  }
+
+  #clearSlot(at: number): void {
+    for (let i = 0; i < SLOT_FRAMES; i++) this.#header.setUint8(at + i, 0);
+  }
+
+  #dropUnclaimed(): void {
+    this.#unclaimed = false;
+    const claimed = new Set(this.#claimed.values());
+    for (let at = SLOTS; at < HEADER; at += SLOT_BYTES) if (!claimed.has(at)) this.#clearSlot(at);
+  }
+
+  // --------------------------------------------------------------------------------------------
 
   #writeHeader(shift: number): void {
     const header = this.#header;
@@ -225,7 +316,7 @@ function doubtAbout(fd: number, length: number, shift: number, options: CbtMapOp
   const bytes = Buffer.alloc(HEADER);
   const got = fs.readSync(fd, bytes, 0, HEADER, 0);
   const header = new DataView(bytes.buffer, bytes.byteOffset, HEADER);
-  if (got < HEADER || bytes.toString('latin1', 0, 8) !== MAGIC || header.getUint32(8, true) !== VERSION) {
+  if (got < HEADER || bytes.toString('latin1', 0, 8) !== MAGIC || !isKnown(header.getUint32(8, true))) {
     return 'the stored change map is not readable';
   }
   const size = Number(header.getBigUint64(16, true));
@@ -244,6 +335,10 @@ function doubtAbout(fd: number, length: number, shift: number, options: CbtMapOp
     return 'the machine was started anew, and with it the count of what was written to the device';
   }
   return header.getUint32(28, true) === 1 ? doubtAfterDetach(header, now) : doubtAfterKill(header, now);
+}
+
+function isKnown(version: number): boolean {
+  return version >= OLDEST_VERSION && version <= VERSION;
 }
 
 function doubtAfterDetach(header: DataView, now: OriginIdentity | null): string {
@@ -296,4 +391,20 @@ function text(header: DataView, at: number): string {
 
 function putText(header: DataView, at: number, value: string): void {
   for (let i = 0; i < 36; i++) header.setUint8(at + i, i < value.length ? value.charCodeAt(i) : 0x20);
+}
+
+/** Whose slot it is; null for a free one. */
+function slotId(header: DataView, at: number): string | null {
+  let hex = '';
+  for (let i = 0; i < SLOT_FRAMES; i++)
+    hex += header
+      .getUint8(at + i)
+      .toString(16)
+      .padStart(2, '0');
+  if (/^0*$/.test(hex)) return null;
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
+}
+
+function idBytes(id: string): Uint8Array {
+  return Uint8Array.from(Buffer.from(id.replaceAll('-', ''), 'hex'));
 }

@@ -43,6 +43,15 @@ export function isSaved(value: number): boolean {
   return value !== UNSAVED && value < READING;
 }
 
+/** Whether the chunk at `at` (bytes) of memory is all zeros. Hot path of copies. */
+export function isZeroChunk(memory: Int32Array, at: number): boolean {
+  const end = (at + CHUNK) >> 2;
+  for (let i = at >> 2; i < end; i++) {
+    if (memory[i] !== 0) return false;
+  }
+  return true;
+}
+
 export function runOf(value: number): number {
   return value & RUN_MASK;
 }

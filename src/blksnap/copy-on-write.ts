@@ -10,41 +10,39 @@
  *  that is discarded, holes are not read but marked as zeros at once: no write to them can be under way below,
  *  since those that were ended before the take, and all others since then have waited for their chunks.
  *
+ *  While a snapshot is held that outlives the process, step 3 comes after step 4: see persistent-copies.ts.
+ *
  *  Memory is bounded: without any, writes wait for stores to end, up to `timeoutMs`, then the
  *  snapshot breaks and the writes go on. **A broken snapshot never fails or delays its origin.**
  *
  *  Between the check of a chunk's state and what follows from it there is no await and no completion. */
 
 import { ARENA_BLOCK, NO_MEMORY } from '../io/arena.ts';
-import type { Arena } from '../io/arena.ts';
-import type { Reactor } from '../io/reactor.ts';
-import { BioQueue, READ, WRITE } from '../block/bio.ts';
-import type { Bio, BioPool, BioSink } from '../block/bio.ts';
-import type { HoleFinder } from '../block/device.ts';
+import { READ, WRITE } from '../block/bio.ts';
+import type { Bio } from '../block/bio.ts';
 import { assert } from '../util/assert.ts';
 import { ERRNO } from '../util/errors.ts';
-import { CHUNK, FIRST_POSITION, READING, STORING, UNSAVED, ZERO, chunkOf, isSaved, runOf } from './chunk-table.ts';
+import {
+  CHUNK,
+  FIRST_POSITION,
+  READING,
+  STORING,
+  UNSAVED,
+  ZERO,
+  chunkOf,
+  isSaved,
+  isZeroChunk,
+  runOf,
+} from './chunk-table.ts';
 import type { ChunkIndex } from './chunk-table.ts';
 import { NO_COPIES } from './copy-counters.ts';
 import type { CopyCounters } from './copy-counters.ts';
+import type { CopyOnWriteOptions } from './copy-on-write-options.ts';
 import { CowRun, MAX_RUN } from './cow-run.ts';
 import type { CowRunOwner } from './cow-run.ts';
 import type { DiffArea } from './diff-area.ts';
-
-export interface CopyOnWriteOptions {
-  readonly reactor: Reactor;
-  readonly pool: BioPool;
-  /** Memory for copies alone: were it shared with clients, their held writes could take all of it. */
-  readonly memory: Arena;
-  /** How long a write may wait for copy memory. */
-  readonly timeoutMs: number;
-  /** The filter under which the origin lies. */
-  readonly above: { readonly below: BioSink };
-  /** Of the origin, where nothing between the filter and the device changes what is read; else null. */
-  readonly holes: () => HoleFinder | null;
-  /** Hears that an area's image was lost. */
-  readonly onBroken: (area: DiffArea, errno: number) => void;
-}
+import { PersistentCopies } from './persistent-copies.ts';
+import { StarvedWrites } from './starved-writes.ts';
 
 /** Writes of as many chunks look for holes first. */
 const HOLES_FROM = 16;
@@ -60,17 +58,32 @@ export class CopyOnWrite implements CowRunOwner {
   /** One more whenever another area is live: what writes found to be safe in the one before says nothing then. */
   #era = 0;
   readonly #spareRuns: CowRun[] = [];
-  /** Writes that wait for copy memory. */
-  readonly #starved = new BioQueue();
-  #listening = false;
-  #timer = 0;
+  readonly #persistent: PersistentCopies;
+  readonly #starved: StarvedWrites;
   readonly counters: CopyCounters = { ...NO_COPIES };
-  readonly #onFreed = (): void => this.#feed();
-  readonly #onTimeout = { complete: (): void => this.#timedOut() };
 
   constructor(options: CopyOnWriteOptions) {
     this.#o = options;
     this.#words = new Int32Array(options.memory.bytes.buffer);
+    const { reactor, memory, timeoutMs } = options;
+    this.#starved = new StarvedWrites({
+      reactor,
+      memory,
+      timeoutMs,
+      goOn: (bio) => this.#unwait(bio),
+      timedOut: () => {
+        if (this.#live !== null) this.break(this.#live, ERRNO.ETIMEDOUT, false);
+      },
+    });
+    this.#persistent = new PersistentCopies({
+      reactor,
+      timeoutMs,
+      memory,
+      kept: (run) => this.#runKept(run),
+      unbarred: (bio) => this.#unwait(bio),
+      breakArea: (area, errno) => this.break(area, errno, false),
+      count: (zero) => this.#count(zero),
+    });
   }
 
   get areas(): readonly DiffArea[] {
@@ -94,14 +107,16 @@ export class CopyOnWrite implements CowRunOwner {
   remove(area: DiffArea): DiffArea[] {
     area.alive = false;
     const index = this.#areas.indexOf(area);
-    const older = this.#areas.findLastIndex((other, i) => i < index && other.active);
+    // A persistent one has all of its own.
+    const needs = (other: DiffArea): boolean => other.active && other.journal === null;
+    const older = this.#areas.findLastIndex((other, i) => i < index && needs(other));
     if (older >= 0) area.discard((chunk) => this.#unsavedBetween(older, index, chunk));
     const useless = this.#areas.filter(
-      (other, i) => !other.alive && !this.#areas.some((user, j) => j < i && user.active),
+      (other, i) => !other.alive && !this.#areas.some((user, j) => j < i && needs(user)),
     );
     this.#areas = this.#areas.filter((other) => !useless.includes(other));
     this.#findLive();
-    this.#wakeStarved();
+    this.#starved.wakeAll();
     return useless;
   }
 
@@ -117,6 +132,7 @@ export class CopyOnWrite implements CowRunOwner {
     const live = this.#areas[this.#liveIndex] ?? null;
     if (live !== this.#live) this.#era++;
     this.#live = live;
+    this.#persistent.update(this.#areas);
   }
 
   /** The first area from `from` on that has saved the chunk, or null when the origin still has it. */
@@ -146,14 +162,15 @@ export class CopyOnWrite implements CowRunOwner {
     if (!this.#areas.some((other, i) => i <= index && other.active)) {
       for (const victim of victims) victim.discard(() => false);
     }
-    this.#wakeStarved();
+    this.#starved.wakeAll();
   }
 
   /** Nobody will read this range of the area's image again: what was saved of it is freed, and writes there are no
    *  longer copied. What older images read through this area stays, and so do chunks on their way. Slow path. */
   release(area: DiffArea, offset: number, length: number): void {
     const index = this.#areas.indexOf(area);
-    if (index < 0 || !area.active) return;
+    // What outlives the process is kept as a whole.
+    if (index < 0 || !area.active || area.journal !== null) return;
     area.released = true;
     const older = this.#areas.findLastIndex((other, i) => i < index && other.active);
     const first = chunkOf(offset + CHUNK - 1);
@@ -185,6 +202,7 @@ export class CopyOnWrite implements CowRunOwner {
   passable(bio: Bio, first: ChunkIndex = chunkOf(bio.offset)): boolean {
     const live = this.#live;
     if (live === null) return true;
+    if (this.#persistent.barred) return false;
     const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;
     const newest = this.#liveIndex === this.#areas.length - 1;
     for (let chunk = first; chunk <= last;) {
@@ -209,11 +227,24 @@ export class CopyOnWrite implements CowRunOwner {
     bio.waiting++;
     // A read that ends at once may break the live area: then it is the old era that counts.
     bio.era = this.#era;
+    bio.reached = first;
+    const starved = !this.#persistent.barred && this.#protectFrom(live, bio, first);
+    // Also for what was just found to be a hole; one that waits for memory looks again afterwards.
+    if (this.#persistent.barred && !starved) {
+      bio.waiting++;
+      this.#persistent.bar(bio);
+    }
+    this.#unwait(bio);
+  }
+
+  /** Whether it waits for memory. */
+  #protectFrom(live: DiffArea, bio: Bio, first: ChunkIndex): boolean {
     const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;
     let chunk = first;
     const holes = bio.op !== WRITE || last - chunk >= HOLES_FROM ? this.#o.holes() : null;
     /** Where the data that is known to begin before it ends. */
     let dataEnd = holes === null ? Infinity : chunk;
+    let starved = false;
     while (chunk <= last) {
       const value = live.table.get(chunk);
       if (isSaved(value)) {
@@ -234,14 +265,17 @@ export class CopyOnWrite implements CowRunOwner {
       } else {
         const count = this.#startRun(live, chunk, Math.min(last, dataEnd - 1) as ChunkIndex, bio);
         if (count === 0) {
-          this.#starve(bio);
+          this.counters.memoryWaits++;
+          bio.waiting++;
+          this.#starved.push(bio);
+          starved = true;
           break;
         }
         chunk = (chunk + count) as ChunkIndex;
       }
     }
     bio.reached = chunk;
-    this.#unwait(bio);
+    return starved;
   }
 
   /** Marks chunks that lie in a hole as zeros, as far as nothing is saved or being read there. */
@@ -258,6 +292,7 @@ export class CopyOnWrite implements CowRunOwner {
       this.counters.holeChunks += count;
       chunk = (chunk + Math.max(1, count)) as ChunkIndex;
     }
+    if (this.#persistent.active && from < end) this.#persistent.keepHole(from, end);
   }
 
   #wait(bio: Bio, run: CowRun): void {
@@ -270,8 +305,12 @@ export class CopyOnWrite implements CowRunOwner {
   #unwait(bio: Bio): void {
     if (--bio.waiting > 0) return;
     const first = bio.era === this.#era ? (bio.reached as ChunkIndex) : chunkOf(bio.offset);
-    if (this.passable(bio, first)) this.#o.above.below.submit(bio);
-    else this.#protect(bio, first);
+    if (!this.passable(bio, first)) {
+      this.#protect(bio, first);
+      return;
+    }
+    this.#o.onPass();
+    this.#o.above.below.submit(bio);
   }
 
   // --- copies ---------------------------------------------------------------------------------
@@ -325,6 +364,26 @@ export class CopyOnWrite implements CowRunOwner {
       this.#release(run);
       return;
     }
+    if (this.#persistent.active) this.#persistent.keep(run);
+    else this.#copy(run);
+  }
+
+  /** All persistent snapshots have their copies, or are broken. */
+  #runKept(run: CowRun): void {
+    const { area } = run;
+    if (area.active && area.journal === null) {
+      this.#copy(run);
+      return;
+    }
+    for (let i = 0; i < run.count; i++) {
+      const chunk = (run.first + i) as ChunkIndex;
+      if (area.table.get(chunk) === run.reading) area.table.set(chunk, UNSAVED);
+    }
+    this.#release(run);
+  }
+
+  #copy(run: CowRun): void {
+    const { area } = run;
     const stored = this.#place(run);
     if (stored < 0) {
       this.#setAll(run, UNSAVED);
@@ -346,7 +405,7 @@ export class CopyOnWrite implements CowRunOwner {
   #place(run: CowRun): number {
     let stored = 0;
     for (let i = 0; i < run.count; i++) {
-      const zero = this.#isZero(run.at + i * CHUNK);
+      const zero = isZeroChunk(this.#words, run.at + i * CHUNK);
       run.values[i] = zero ? ZERO : FIRST_POSITION;
       if (!zero) stored++;
     }
@@ -357,15 +416,6 @@ export class CopyOnWrite implements CowRunOwner {
       if (run.values[i] !== ZERO) run.values[i] = FIRST_POSITION + position++;
     }
     return stored;
-  }
-
-  #isZero(at: number): boolean {
-    const words = this.#words;
-    const end = (at + CHUNK) >> 2;
-    for (let i = at >> 2; i < end; i++) {
-      if (words[i] !== 0) return false;
-    }
-    return true;
   }
 
   /** Hands the run's chunks to the storage, as one segment for each stretch between zero chunks. */
@@ -413,12 +463,17 @@ export class CopyOnWrite implements CowRunOwner {
       area.table.set((run.first + i) as ChunkIndex, value);
       if (value === ZERO) area.zeroChunks++;
       else area.savedChunks++;
-      if (value === ZERO) this.counters.zeroChunks++;
-      else {
-        this.counters.copiedChunks++;
-        this.counters.storedBytes += CHUNK;
-      }
+      this.#count(value === ZERO);
     }
+  }
+
+  #count(zero: boolean): void {
+    if (zero) {
+      this.counters.zeroChunks++;
+      return;
+    }
+    this.counters.copiedChunks++;
+    this.counters.storedBytes += CHUNK;
   }
 
   #letGo(run: CowRun): void {
@@ -433,46 +488,6 @@ export class CopyOnWrite implements CowRunOwner {
     this.#letGo(run);
     this.#spareRuns.push(run);
     this.#o.memory.release(run.at);
-  }
-
-  // --- memory ---------------------------------------------------------------------------------
-
-  #starve(bio: Bio): void {
-    this.counters.memoryWaits++;
-    bio.waiting++;
-    this.#starved.push(bio);
-    if (this.#starved.length === 1) this.#timer = this.#o.reactor.timer(this.#o.timeoutMs, this.#onTimeout);
-    this.#listen();
-  }
-
-  #listen(): void {
-    if (this.#listening) return;
-    this.#listening = true;
-    this.#o.memory.whenFreed(this.#onFreed);
-  }
-
-  /** Memory was given back: waiting writes go on, in their order, until one has to wait again. */
-  #feed(): void {
-    this.#listening = false;
-    for (let turns = this.#starved.length; turns > 0; turns--) {
-      this.#unstarve(this.#starved.shift()!);
-      if (this.#listening) break;
-    }
-    if (this.#starved.length > 0) this.#listen();
-  }
-
-  #unstarve(bio: Bio): void {
-    this.#o.reactor.cancelTimer(this.#timer);
-    if (this.#starved.length > 0) this.#timer = this.#o.reactor.timer(this.#o.timeoutMs, this.#onTimeout);
-    this.#unwait(bio);
-  }
-
-  #wakeStarved(): void {
-    for (let turns = this.#starved.length; turns > 0; turns--) this.#unstarve(this.#starved.shift()!);
-  }
-
-  #timedOut(): void {
-    if (this.#starved.length > 0 && this.#live !== null) this.break(this.#live, ERRNO.ETIMEDOUT, false);
   }
 }
 

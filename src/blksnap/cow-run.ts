@@ -3,13 +3,16 @@
  *      reading --(read ended)--> storing --(stored)--> done
  *         \------(failed)------> done
  *
+ *  With a persistent snapshot it stays in "reading" until that has its copy (persistent-copies.ts).
  *  While reading, writes to its chunks wait; from then on they pass, and the old data is in `at`.
  *  Pooled: a copy allocates nothing once the pool has grown. */
 
 import type { Bio, BioOwner } from '../block/bio.ts';
+import { READING } from './chunk-table.ts';
 import type { ChunkIndex } from './chunk-table.ts';
 import type { DiffArea } from './diff-area.ts';
 import type { Stored } from './diff-storage.ts';
+import type { KeptCopy } from './kept-copy.ts';
 
 /** The most chunks of one run: 1 MiB. */
 export const MAX_RUN = 256;
@@ -36,10 +39,20 @@ export class CowRun implements BioOwner, Stored {
   /** Batches the run is part of. */
   pendingBatches = 0;
   failed = 0;
+  /** For persistent snapshots, the oldest first; and how many of these copies have ended. */
+  readonly kept: KeptCopy[] = [];
+  keptCount = 0;
+  keptSinceMs = 0;
+  keptIndex = 0;
   readonly #owner: CowRunOwner;
 
   constructor(owner: CowRunOwner) {
     this.#owner = owner;
+  }
+
+  /** The table value of its chunks while they are read, and kept. */
+  get reading(): number {
+    return READING + this.index;
   }
 
   bioEnded(bio: Bio): void {

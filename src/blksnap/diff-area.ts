@@ -9,6 +9,13 @@ import { CHUNK, ChunkTable, FIRST_POSITION, GONE, LEAF, UNSAVED, chunkOf } from 
 import type { ChunkIndex } from './chunk-table.ts';
 import type { CowRun } from './cow-run.ts';
 import type { DiffStorage } from './diff-storage.ts';
+import type { Journal } from './journal.ts';
+
+/** The journal of a snapshot, and the number that the area's disk has in it. */
+export interface AreaJournal {
+  readonly journal: Journal;
+  readonly disk: number;
+}
 
 export class DiffArea {
   readonly snapshotId: string;
@@ -33,17 +40,30 @@ export class DiffArea {
   /** Runs by the number that the table holds; null where the number is free. */
   readonly runs: Array<CowRun | null> = [];
   readonly freeRuns: number[] = [];
+  /** Where what is saved is recorded, for a snapshot that outlives the process; null for others. */
+  readonly journal: AreaJournal | null;
+  /** Copies and records for the journal that are on their way. */
+  keeping = 0;
+  /** The snapshot is about to be laid down for the next process: copies go on until its disk is detached. */
+  leaving = false;
   /** Counters. */
   savedChunks = 0;
   zeroChunks = 0;
 
-  constructor(snapshotId: string, storage: DiffStorage, deviceSize: number, frozenMap: Uint8Array) {
+  constructor(
+    snapshotId: string,
+    storage: DiffStorage,
+    deviceSize: number,
+    frozenMap: Uint8Array,
+    journal: AreaJournal | null = null,
+  ) {
     this.snapshotId = snapshotId;
     this.storage = storage;
     this.size = deviceSize;
     this.lastChunk = chunkOf(deviceSize - 1);
     this.table = new ChunkTable(deviceSize);
     this.frozenMap = frozenMap;
+    this.journal = journal;
   }
 
   /** Whether the area takes copies. */
@@ -53,7 +73,7 @@ export class DiffArea {
 
   /** Whether a run is still on its way to the storage. */
   get busy(): boolean {
-    return this.runs.length !== this.freeRuns.length;
+    return this.runs.length !== this.freeRuns.length || this.keeping > 0;
   }
 
   /** Freezes the change map and begins the next period. Runs between freeze and thaw; cannot fail. */

@@ -49,7 +49,7 @@ describe('a storage of several places', () => {
     for (let offset = 0; offset < 4 * MIB; offset += 16 * KIB) {
       const heard = core.events.length;
       await core.write(disk, offset, 16 * KIB, 1);
-      if (core.events.length > heard) core.set.raiseLimit(snapshot.id, snapshot.storage.limitBytes + MIB);
+      if (core.events.length > heard) await core.set.raiseLimit(snapshot.id, snapshot.storage.limitBytes + MIB);
     }
     expect(core.events.map(({ code }) => code)).toEqual(['lowSpace', 'lowSpace', 'lowSpace', 'lowSpace', 'lowSpace']);
     expect((await core.read(snapshot.images[0]!, 0, 4 * MIB)).data.equals(Buffer.alloc(4 * MIB, 'a '))).toBe(true);
@@ -64,7 +64,7 @@ test.each([
   const core = await Core.open();
   const { tracker } = await core.disk('a', MIB);
   const { id } = await core.set.create([tracker], small);
-  expect(() => core.set.raiseLimit(id, limitBytes)).toThrow(/it is 256 KiB, want more/);
+  await expect(core.set.raiseLimit(id, limitBytes)).rejects.toThrow(/it is 256 KiB, want more/);
   await core.close();
 });
 

@@ -15,6 +15,7 @@ import { ALLOCATE_PUNCH_HOLE, completed } from '../io/reactor.ts';
 import type { Completion, Reactor } from '../io/reactor.ts';
 import { CHUNK, MAX_POSITION } from './chunk-table.ts';
 import { DEFAULT_PARAMETERS } from './parameters.ts';
+import { LABEL_CHUNKS, writeLabel } from './storage-label.ts';
 import { StoragePiece } from './storage-piece.ts';
 import { openStoragePlace } from './storage-place.ts';
 import type { StoragePlace } from './storage-place.ts';
@@ -32,6 +33,14 @@ export interface DiffStorageOptions {
   readonly portionBytes?: number;
   /** A place that is open already, and the storage's from then on; `path` is then its name alone. */
   readonly place?: StoragePlace;
+  /** Of a persistent snapshot: each piece has a label at its start (storage-label.ts), for it to be known again. */
+  readonly persistentId?: string;
+}
+
+/** What may refuse a place by throwing: by its descriptor, and, once it is ready, before anything is stored there. */
+export interface PlaceHooks {
+  readonly check?: (fd: number) => void;
+  readonly before?: (piece: StoragePiece) => Promise<void>;
 }
 
 /** Who hears that stored memory may be given back. `status` is 0 or an errno. */
@@ -80,7 +89,20 @@ export class DiffStorage {
   /** Errors: ENOENT, EACCES, EEXIST (a file with content), EBUSY (a device in use), EINVAL, ENOSPC. */
   static async open(reactor: Reactor, options: DiffStorageOptions, listener: StorageListener): Promise<DiffStorage> {
     const storage = new DiffStorage(reactor, listener);
-    storage.#current = await storage.#addPiece(options, () => {});
+    storage.#current = await storage.#addPiece(options, {});
+    return storage;
+  }
+
+  /** Of pieces that were filled by another process; the last is filled on. */
+  static reopen(reactor: Reactor, pieces: readonly StoragePiece[], listener: StorageListener): DiffStorage {
+    const storage = new DiffStorage(reactor, listener);
+    for (const [i, piece] of pieces.entries()) {
+      const before = pieces[i - 1];
+      piece.base = before === undefined ? 0 : before.base + before.used + 1;
+      piece.onFull = () => storage.#watchSpace();
+      storage.#pieces.push(piece);
+      if (i === 0 || piece.used > LABEL_CHUNKS) storage.#current = piece;
+    }
     return storage;
   }
 
@@ -118,10 +140,10 @@ export class DiffStorage {
 
   // --- pieces ---------------------------------------------------------------------------------
 
-  /** Adds a place, used when those before it are full. `check` may refuse it by throwing.
+  /** Adds a place, used when those before it are full.
    *  Errors: as for open. The storage is then as before. */
-  async addPlace(options: DiffStorageOptions, check: (fd: number) => void): Promise<void> {
-    await this.#addPiece(options, check);
+  async addPlace(options: DiffStorageOptions, hooks: PlaceHooks): Promise<void> {
+    await this.#addPiece(options, hooks);
     this.#toldLow = false;
   }
 
@@ -145,22 +167,26 @@ export class DiffStorage {
     this.#toldLow = false;
   }
 
-  async #addPiece(options: DiffStorageOptions, check: (fd: number) => void): Promise<StoragePiece> {
-    const { path, limitBytes, portionBytes = DEFAULT_PARAMETERS.storagePortionBytes } = options;
+  async #addPiece(options: DiffStorageOptions, { check, before }: PlaceHooks): Promise<StoragePiece> {
+    const { path, limitBytes, portionBytes = DEFAULT_PARAMETERS.storagePortionBytes, persistentId } = options;
     const action = `Cannot use "${path}" as diff storage`;
-    if (limitBytes < CHUNK)
-      throw new BlksnapError('EINVAL', `${action}: limit ${limitBytes} bytes, want at least ${CHUNK}`);
+    const used = persistentId === undefined ? 0 : LABEL_CHUNKS;
+    if (limitBytes < (1 + used) * CHUNK)
+      throw new BlksnapError('EINVAL', `${action}: limit ${limitBytes} bytes, want at least ${(1 + used) * CHUNK}`);
     const place = options.place ?? openStoragePlace(path, action);
     // Its positions are given when it is its turn: only then is it known where the piece before it ended.
-    const piece = new StoragePiece(this.#reactor, { path, place, limitBytes, portionBytes });
+    const piece = new StoragePiece(this.#reactor, { path, place, limitBytes, portionBytes, used });
     try {
-      check(place.fd);
+      check?.(place.fd);
       if ((await piece.reserve()) !== 0) {
         throw new BlksnapError(
           'ENOSPC',
           `${action}: no room for the first ${piece.portionBytes} bytes; free some, or set a lower limit`,
         );
       }
+      if (persistentId !== undefined)
+        await writeLabel(this.#reactor, piece, { id: persistentId, piece: this.#pieces.length });
+      await before?.(piece);
     } catch (cause) {
       piece.close();
       throw cause;
@@ -175,6 +201,11 @@ export class DiffStorage {
     let piece = this.#current;
     for (let i = this.#pieces.indexOf(piece); position < piece.base;) piece = this.#pieces[--i]!;
     return piece;
+  }
+
+  /** Where a position lies: the number of its piece, and the place in that. */
+  pieceIndexOf(position: number): number {
+    return this.#pieces.indexOf(this.#pieceOf(position));
   }
 
   // --- giving out space -----------------------------------------------------------------------
@@ -291,15 +322,30 @@ export class DiffStorage {
 
   // --------------------------------------------------------------------------------------------
 
-  /** Waits for writes under way and frees all space. Safe to call twice. */
-  async close(): Promise<void> {
-    if (this.#closing) return;
-    this.#closing = true;
+  /** What is stored outlives the machine. 0 or an errno. */
+  async sync(): Promise<number> {
+    await this.#settle();
+    for (const { fd } of this.#pieces) {
+      const result = await completed((c) => this.#reactor.sync(fd, c));
+      if (result < 0) return -result;
+    }
+    return 0;
+  }
+
+  async #settle(): Promise<void> {
     this.flush();
     while (this.#writing > 0 || this.#pieces.some(({ reserving }) => reserving))
       await completed((c) => void this.#reactor.timer(1, c));
+  }
+
+  /** Waits for writes under way and frees all space; with `keep`, places with a name stay as they are.
+   *  Safe to call twice. */
+  async close(keep = false): Promise<void> {
+    if (this.#closing) return;
+    this.#closing = true;
+    await this.#settle();
     assert(this.#batch === null, 'nothing is appended to a closing storage');
-    for (const piece of this.#pieces) piece.close();
+    for (const piece of this.#pieces) piece.close(keep);
   }
 }
 

@@ -1,4 +1,5 @@
-/** A snapshot image: the block device that shows an origin as it was at the take. Writable.
+/** A snapshot image: the block device that shows an origin as it was at the take. Writable, unless the snapshot
+ *  is persistent.
  *
  *  Reads take no locks and never delay the origin: a chunk that no area has saved is read from the
  *  origin; when that read ends, the chunk's state is looked at again. Still unsaved means that no
@@ -69,7 +70,8 @@ export class SnapshotImage implements BlockDevice {
   readonly size: number;
   readonly logicalBlockSize: number;
   readonly physicalBlockSize: number;
-  readonly readOnly = false;
+  /** That of a persistent snapshot: what was written to it would not outlive the process. */
+  readonly readOnly: boolean;
   readonly capabilities = CAPABILITIES;
   readonly area: DiffArea;
   readonly tracker: Tracker;
@@ -95,6 +97,7 @@ export class SnapshotImage implements BlockDevice {
     this.physicalBlockSize = Math.max(disk.physicalBlockSize, CHUNK);
     this.tracker = tracker;
     this.area = area;
+    this.readOnly = area.journal !== null;
     this.#pool = pool;
     this.#arena = reactor.arena;
     this.#reactor = reactor;
@@ -124,7 +127,7 @@ export class SnapshotImage implements BlockDevice {
       ? ERRNO.ESHUTDOWN
       : this.area.brokenBy !== 0
         ? ERRNO.EIO
-        : rangeError(bio, this.size, false);
+        : rangeError(bio, this.size, this.readOnly);
     if (error !== 0) {
       bio.end(error);
       return;
@@ -141,12 +144,17 @@ export class SnapshotImage implements BlockDevice {
       case DISCARD:
       case WRITE_ZEROES:
         this.#inFlight++;
-        this.tracker.markImageWrite(this.area, bio.offset, bio.length);
-        this.#overlay.submit(bio);
+        this.#write(bio);
         return;
       default:
         unreachable(bio.op);
     }
+  }
+
+  #write(bio: Bio): void {
+    const noted = this.tracker.markImageWrite(this.area, bio.offset, bio.length);
+    if (noted === null) this.#overlay.submit(bio);
+    else void noted.then(() => this.#overlay.submit(bio));
   }
 
   /** For the overlay: a write ended. */

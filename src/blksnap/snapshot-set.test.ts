@@ -161,7 +161,7 @@ class StuckReads extends BlockFilter {
 
 test('writes that wait too long for copy memory break the snapshot and go on', async () => {
   const core = await Core.open({ copyMemoryBytes: 8 * KIB });
-  const { disk, tracker } = await core.disk('a', MIB, 50);
+  const { disk, tracker } = await core.disk('a', MIB, { cowTimeoutMs: 50 });
   const stuck = new StuckReads();
   await disk.attachFilter(stuck);
   const snapshot = await core.set.create([tracker], MEMORY);

@@ -11,16 +11,43 @@ import type { Reactor } from '../io/reactor.ts';
 import type { BioPool } from '../block/bio.ts';
 import { DiffArea } from './diff-area.ts';
 import { DiffStorage } from './diff-storage.ts';
-import type { DiffStorageOptions } from './diff-storage.ts';
+import type { DiffStorageOptions, StorageListener } from './diff-storage.ts';
 import type { SnapshotEvent } from './events.ts';
 import { SnapshotImage } from './image.ts';
+import type { Journal } from './journal.ts';
+import { completeJournal, layDown, placeNote, planJournal, refuseUnknowable } from './persistence.ts';
+import type { PersistentOptions } from './persistence.ts';
 import { DEFAULT_PARAMETERS } from './parameters.ts';
 import type { Parameters } from './parameters.ts';
+import { discardJournal, restoreSnapshot } from './restore-snapshot.ts';
+import type { RestoreOptions } from './restore-snapshot.ts';
 import { Snapshot } from './snapshot.ts';
+import { namedPath } from './storage-place.ts';
 import type { Origin } from './origin-guard.ts';
 import { refuseOwnStorage } from './origin-guard.ts';
 import { Take } from './take.ts';
 import type { Tracker } from './tracker.ts';
+
+export interface CreateOptions {
+  /** Where one was given out before; default: a new one. */
+  readonly id?: string | undefined;
+  /** The snapshot outlives the process. */
+  readonly persistent?: PersistentOptions | undefined;
+}
+
+/** Everything of a storage that is in use. */
+interface Use {
+  /** Those that need it, also of destroyed snapshots. */
+  readonly areas: Set<DiffArea>;
+  readonly journal: Journal | null;
+}
+
+export interface PlanOptions {
+  readonly id: string;
+  /** Origins of the same take on other threads. */
+  readonly others: readonly Origin[];
+  readonly persistent?: PersistentOptions | undefined;
+}
 
 export interface SnapshotSetOptions {
   readonly reactor: Reactor;
@@ -36,8 +63,9 @@ export class SnapshotSet {
   readonly #parameters: Parameters;
   /** The disks of takes that are under way. */
   readonly #taking = new Set<readonly Tracker[]>();
-  /** Every storage in use, also of destroyed snapshots, by the areas that need it. */
-  readonly #storages = new Map<DiffStorage, Set<DiffArea>>();
+  readonly #storages = new Map<DiffStorage, Use>();
+  /** Of the newest persistent snapshot. */
+  #order = 0;
 
   constructor(options: SnapshotSetOptions) {
     this.#o = options;
@@ -57,15 +85,15 @@ export class SnapshotSet {
     return snapshot;
   }
 
-  /** Takes a snapshot of all the trackers' disks at one instant. `id`: where one was given out before.
+  /** Takes a snapshot of all the trackers' disks at one instant.
    *  Errors: EINVAL (no disk, or one twice), EBUSY (too many snapshots), those of the storage; the
    *  origins are then as before. */
   async create(
     trackers: readonly Tracker[],
     storage: DiffStorageOptions,
-    id: string = crypto.randomUUID(),
+    { id = crypto.randomUUID(), persistent }: CreateOptions = {},
   ): Promise<Snapshot> {
-    const take = await this.plan(trackers, storage, id);
+    const take = await this.plan(trackers, storage, { id, others: [], persistent });
     const began = performance.now();
     try {
       await take.freeze();
@@ -76,22 +104,29 @@ export class SnapshotSet {
     }
     const heldMs = performance.now() - began;
     take.thaw();
-    return this.finish(take, { createdAt: Date.now(), heldMs });
+    const snapshot = this.finish(take, { createdAt: Date.now(), heldMs });
+    if (take.journal !== null) await this.#complete(snapshot, take.journal);
+    return snapshot;
+  }
+
+  async #complete(snapshot: Snapshot, journal: Journal): Promise<void> {
+    try {
+      await completeJournal(snapshot, journal);
+    } catch (cause) {
+      if (this.#snapshots.has(snapshot.id)) await this.destroy(snapshot.id);
+      throw cause;
+    }
   }
 
   /** The first step of a take: opens the storage, and takes all memory before anything is frozen. `abandon` or
-   *  `finish` must follow. `others`: origins of the same take on other threads. Errors: as `create`. */
-  async plan(
-    trackers: readonly Tracker[],
-    storage: DiffStorageOptions,
-    id: string,
-    others: readonly Origin[] = [],
-  ): Promise<Take> {
+   *  `finish` must follow. Errors: as `create`. */
+  async plan(trackers: readonly Tracker[], storage: DiffStorageOptions, options: PlanOptions): Promise<Take> {
     checkOrigins(trackers);
     this.#checkCounts(trackers);
+    if (options.persistent !== undefined) refuseUnknowable(trackers);
     this.#taking.add(trackers);
     try {
-      return await this.#plan(trackers, storage, id, others);
+      return await this.#plan(trackers, storage, options);
     } catch (error) {
       this.#taking.delete(trackers);
       throw error;
@@ -101,41 +136,119 @@ export class SnapshotSet {
   async #plan(
     trackers: readonly Tracker[],
     storage: DiffStorageOptions,
-    id: string,
-    others: readonly Origin[],
+    { id, others, persistent }: PlanOptions,
   ): Promise<Take> {
-    const { storagePortionBytes: portionBytes } = this.#parameters;
+    const { reactor } = this.#o;
     const opened = await DiffStorage.open(
-      this.#o.reactor,
-      { portionBytes, ...storage },
-      { lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null) },
+      reactor,
+      this.#placeOf(storage, { id, piece: 0, persistent: persistent !== undefined }),
+      this.#listener(id),
     );
+    let journal: Journal | null = null;
     try {
       refuseOwnStorage([...originsOf(trackers), ...others], opened.pieces[0]!);
-      const disks = trackers.map((tracker) => ({
+      if (persistent !== undefined) {
+        const order = ++this.#order;
+        journal = await planJournal(reactor, persistent, { id, order, trackers, storage: opened });
+      }
+      const disks = trackers.map((tracker, disk) => ({
         tracker,
-        area: new DiffArea(id, opened, tracker.disk.size, new Uint8Array(tracker.cbt.blockCount)),
+        area: new DiffArea(
+          id,
+          opened,
+          tracker.disk.size,
+          new Uint8Array(tracker.cbt.blockCount),
+          journal && { journal, disk },
+        ),
       }));
-      this.#storages.set(opened, new Set(disks.map(({ area }) => area)));
-      return new Take(id, opened, disks, trackers);
+      this.#use(opened, disks, journal);
+      return new Take({ id, storage: opened, disks, trackers, journal });
     } catch (error) {
       await opened.close();
+      journal?.place.remove();
+      await journal?.close();
       throw error;
     }
   }
 
+  /** Where a piece of storage goes; of a persistent snapshot, under a name. Errors: EINVAL. */
+  #placeOf(
+    storage: DiffStorageOptions,
+    { id, piece, persistent }: { readonly id: string; readonly piece: number; readonly persistent: boolean },
+  ): DiffStorageOptions {
+    const { storagePortionBytes: portionBytes } = this.#parameters;
+    if (!persistent) return { portionBytes, ...storage };
+    const path = storage.place === undefined ? namedPath(storage.path, { id, piece }) : storage.path;
+    return { portionBytes, ...storage, path, persistentId: id };
+  }
+
+  #listener(id: string): StorageListener {
+    return { lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null) };
+  }
+
+  /** From here on the storage and the journal are the areas'. */
+  #use(storage: DiffStorage, disks: Take['disks'], journal: Journal | null): void {
+    this.#storages.set(storage, { areas: new Set(disks.map(({ area }) => area)), journal });
+    if (journal === null) return;
+    journal.onFrames = (frames) => {
+      for (const { tracker, area } of disks) if (area.active) tracker.cbt.advanceKept(area.snapshotId, frames);
+    };
+    journal.onFailed = (errno) => {
+      for (const { tracker, area } of disks) tracker.cow.break(area, errno, false);
+    };
+  }
+
   /** The last step, once the take is switched and thawed: its snapshot is held. */
   finish(take: Take, { createdAt, heldMs }: { readonly createdAt: number; readonly heldMs: number }): Snapshot {
-    const { reactor, pool } = this.#o;
-    const { id, storage } = take;
     this.#taking.delete(take.trackers);
-    const images = take.disks.map(({ tracker, area }) => {
+    return this.#hold(take, { createdAt, heldMs });
+  }
+
+  #hold(
+    { id, storage, disks, journal }: Pick<Take, 'id' | 'storage' | 'disks' | 'journal'>,
+    { createdAt, heldMs }: { readonly createdAt: number; readonly heldMs: number },
+  ): Snapshot {
+    const { reactor, pool } = this.#o;
+    const images = disks.map(({ tracker, area }) => {
       tracker.onBroken = (broken, errno) => this.#broken(tracker, broken, errno);
+      tracker.onLeave = (leaving) => this.#leave(leaving);
       return new SnapshotImage(tracker, area, `${tracker.disk.name}@${id}`, reactor, pool);
     });
-    const snapshot = new Snapshot({ id, createdAt, images, storage, heldMs });
+    const snapshot = new Snapshot({ id, createdAt, images, storage, heldMs, journal });
     this.#snapshots.set(id, snapshot);
     return snapshot;
+  }
+
+  /** Brings a persistent snapshot back; those of one disk in the order of their takes, before anything is written to it.
+   *  Null for one whose take did not come to its end: it is removed. The place is the snapshot's then, or closed.
+   *  Errors: as restoreSnapshot. */
+  async restore(options: RestoreOptions): Promise<{ readonly snapshot: Snapshot; readonly memo: unknown } | null> {
+    const { reactor } = this.#o;
+    const { storagePortionBytes: portionBytes } = this.#parameters;
+    let id = '';
+    const listener: StorageListener = { lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null) };
+    const restored = await restoreSnapshot(reactor, options, { portionBytes, listener });
+    if (restored === null) {
+      await this.discard(options);
+      return null;
+    }
+    const { content, journal, storage, disks } = restored;
+    const { plan, taken } = content;
+    id = plan.id;
+    this.#order = Math.max(this.#order, plan.order);
+    for (const { tracker, area } of disks) {
+      tracker.cow.add(area);
+      if (area.active) tracker.cbt.claim(id);
+    }
+    this.#use(storage, disks, journal);
+    const { createdAt, heldMs } = taken!;
+    return { snapshot: this.#hold({ id, storage, disks, journal }, { createdAt, heldMs }), memo: plan.memo };
+  }
+
+  /** Removes a persistent snapshot that is not held. Closes the place. */
+  async discard(options: Omit<RestoreOptions, 'tracker'>): Promise<void> {
+    await discardJournal(this.#o.reactor, options);
+    options.place.close();
   }
 
   /** Undoes a take that is not finished, at whatever step it is. */
@@ -146,22 +259,26 @@ export class SnapshotSet {
       const unused = take.switched ? tracker.cow.remove(area) : [area];
       for (const each of unused) await this.#release(each);
     }
+    take.journal?.place.remove();
   }
 
   /** Gives a held snapshot another place for what is still to be saved, used when those before it are full.
    *  Errors: ESRCH, those of the storage. */
   async append(id: string, storage: DiffStorageOptions): Promise<void> {
-    const { images, storage: opened } = this.get(id);
-    const { storagePortionBytes: portionBytes } = this.#parameters;
+    const { images, storage: opened, journal } = this.get(id);
     const trackers = images.map(({ tracker }) => tracker);
-    await opened.addPlace({ portionBytes, ...storage }, (fd) =>
-      refuseOwnStorage(originsOf(trackers), { path: storage.path, fd }),
-    );
+    const place = this.#placeOf(storage, { id, piece: opened.pieces.length, persistent: journal !== null });
+    await opened.addPlace(place, {
+      check: (fd) => refuseOwnStorage(originsOf(trackers), { path: place.path, fd }),
+      before: async (piece) => await journal?.note({ place: placeNote(piece) }),
+    });
   }
 
   /** Lets a held snapshot keep `limitBytes` in all. Errors: ESRCH; EINVAL when that is not more than before. */
-  raiseLimit(id: string, limitBytes: number): void {
-    this.get(id).storage.raiseLimit(limitBytes);
+  async raiseLimit(id: string, limitBytes: number): Promise<void> {
+    const { storage, journal } = this.get(id);
+    storage.raiseLimit(limitBytes);
+    if (journal !== null) await journal.note({ limitBytes: placeNote(storage.pieces.at(-1)!).limitBytes });
   }
 
   #checkCounts(trackers: readonly Tracker[]): void {
@@ -188,33 +305,59 @@ export class SnapshotSet {
   async destroy(id: string): Promise<void> {
     const snapshot = this.get(id);
     this.#snapshots.delete(id);
+    if (snapshot.journal !== null) forget(snapshot, snapshot.journal);
     for (const image of snapshot.images) {
       await image.close();
       for (const area of image.tracker.cow.remove(image.area)) await this.#release(area);
     }
   }
 
-  /** Destroys all snapshots, newest first. */
+  /** Destroys all snapshots, newest first. Persistent ones are let go: they end with their disks' detaching, and are
+   *  to be brought back. */
   async close(): Promise<void> {
-    for (const { id } of this.list().reverse()) await this.destroy(id);
+    for (const { id, journal, images } of this.list().reverse()) {
+      if (journal === null) {
+        await this.destroy(id);
+        continue;
+      }
+      this.#snapshots.delete(id);
+      for (const image of images) {
+        await image.close();
+        image.area.leaving = true;
+      }
+    }
   }
 
-  async #release(area: DiffArea): Promise<void> {
+  /** Nothing is written to the area's disk any more. */
+  async #leave(area: DiffArea): Promise<boolean> {
+    const whole = await layDown(this.#o.reactor, area);
+    await this.#release(area, true);
+    return whole;
+  }
+
+  async #release(area: DiffArea, keep = false): Promise<void> {
     while (area.busy) await completed((c) => void this.#o.reactor.timer(1, c));
-    const users = this.#storages.get(area.storage);
-    users?.delete(area);
-    if (users?.size !== 0) return;
+    const use = this.#storages.get(area.storage);
+    use?.areas.delete(area);
+    if (use === undefined || use.areas.size > 0) return;
     this.#storages.delete(area.storage);
-    await area.storage.close();
+    await area.storage.close(keep);
+    await use.journal?.close();
   }
 
   #flush(): void {
-    for (const storage of this.#storages.keys()) storage.flush();
+    for (const [storage, { journal }] of this.#storages) {
+      storage.flush();
+      journal?.flush();
+    }
   }
 
   #broken(tracker: Tracker, area: DiffArea, errno: number): void {
     const error = codeOfErrno(errno);
     const { name } = tracker.disk;
+    // For whoever wants to know why later; without it the snapshot does not come back at all.
+    const { journal } = area;
+    journal?.journal.note({ broken: { disk: journal.disk, errno } }).catch(() => {});
     if (error === 'ENOSPC') this.#tell(area.snapshotId, area.storage, name, 'noSpace', error);
     this.#tell(area.snapshotId, area.storage, name, 'corrupted', error);
   }
@@ -231,6 +374,13 @@ export class SnapshotSet {
     this.#snapshots.get(id)?.addEvent(event);
     this.#o.onEvent?.(event);
   }
+}
+
+/** From here on nothing brings the snapshot back. */
+function forget({ id, images, storage }: Snapshot, journal: Journal): void {
+  for (const { tracker } of images) tracker.cbt.dropKept(id);
+  for (const piece of storage.pieces) piece.unlink();
+  journal.place.remove();
 }
 
 function originsOf(trackers: readonly Tracker[]): Origin[] {

@@ -3,6 +3,7 @@
 import type { SnapshotEvent } from './events.ts';
 import type { DiffStorage } from './diff-storage.ts';
 import type { SnapshotImage } from './image.ts';
+import type { Journal } from './journal.ts';
 
 /** Oldest events are dropped above this. */
 const MAX_EVENTS = 1000;
@@ -16,6 +17,8 @@ export class Snapshot {
   readonly storage: DiffStorage;
   /** How long the take held writes back, milliseconds. */
   readonly heldMs: number;
+  /** Of a snapshot that outlives the process; null for others. */
+  readonly journal: Journal | null;
   readonly events: SnapshotEvent[] = [];
 
   constructor(options: {
@@ -24,12 +27,14 @@ export class Snapshot {
     images: readonly SnapshotImage[];
     storage: DiffStorage;
     heldMs: number;
+    journal: Journal | null;
   }) {
     this.id = options.id;
     this.createdAt = options.createdAt;
     this.images = options.images;
     this.storage = options.storage;
     this.heldMs = options.heldMs;
+    this.journal = options.journal;
   }
 
   image(disk: string): SnapshotImage | undefined {

@@ -1,6 +1,7 @@
 /** One piece of a diff storage: a place, filled from its start, grown in portions ahead of need up to
  *  its limit. Positions here are the piece's own, from 0. */
 
+import fs from 'node:fs';
 import { ERRNO } from '../util/errors.ts';
 import { MIB } from '../util/units.ts';
 import { ALLOCATE_RESERVE, completed } from '../io/reactor.ts';
@@ -17,6 +18,8 @@ export interface StoragePieceOptions {
   /** Bytes; Infinity for as much as the place holds. */
   readonly limitBytes: number;
   readonly portionBytes: number;
+  /** Chunks at its start that are in use already; default 0. */
+  readonly used?: number;
 }
 
 export class StoragePiece {
@@ -43,6 +46,16 @@ export class StoragePiece {
     this.path = options.path;
     this.fd = options.place.fd;
     this.#limitBytes = Math.min(options.limitBytes, options.place.sizeBytes);
+    this.#next = this.#reserved = options.used ?? 0;
+  }
+
+  get kind(): StoragePlace['kind'] {
+    return this.#o.place.kind;
+  }
+
+  /** Made for the storage, and to be removed with it. */
+  get owned(): boolean {
+    return this.#o.place.owned !== null;
   }
 
   get limitBytes(): number {
@@ -134,7 +147,14 @@ export class StoragePiece {
     return 0;
   }
 
-  close(): void {
-    closeStoragePlace(this.#o.place);
+  /** Takes its name away, if it was made for the storage: what is stored stays until it is closed. */
+  unlink(): void {
+    const { owned } = this.#o.place;
+    if (owned !== null) fs.rmSync(owned, { force: true });
+  }
+
+  /** With `keep`, what has a name stays. */
+  close(keep = false): void {
+    closeStoragePlace(keep ? { ...this.#o.place, owned: null } : this.#o.place);
   }
 }

@@ -9,13 +9,16 @@ import { memoryFile } from '../io/sys.ts';
 /** The path that means chunks kept in memory. */
 export const MEMORY_STORAGE = ':memory:';
 
+/** Those that outlive the process. */
+export type PlaceKind = 'file' | 'device';
+
 export interface StoragePlace {
   readonly fd: number;
   /** A file of ours with a name, to be removed at the end. */
   readonly owned: string | null;
   /** Of a file, space is reserved by fallocate. In memory (also tmpfs) that would zero what is better left
    *  until it is needed; what is there is read at once. */
-  readonly kind: 'memory' | 'file' | 'device';
+  readonly kind: 'memory' | PlaceKind;
   /** What the place itself can hold at most; Infinity where it does not say. */
   readonly sizeBytes: number;
 }
@@ -55,6 +58,37 @@ export function openStoragePlace(path: string, action: string): StoragePlace {
 export function closeStoragePlace({ fd, owned }: StoragePlace): void {
   fs.closeSync(fd);
   if (owned !== null) fs.rmSync(owned, { force: true });
+}
+
+/** The path at which a piece of storage has a name, for a persistent snapshot. Errors: EINVAL for what no other process, or no
+ *  next start of the machine, would find there. */
+export function namedPath(path: string, { id, piece }: { readonly id: string; readonly piece: number }): string {
+  const next = 'name a directory, a new file or a device that a restart leaves as it is, with --storage';
+  const refuse = (why: string): BlksnapError =>
+    new BlksnapError('EINVAL', `Cannot keep a persistent snapshot in "${path}": ${why}; ${next}`);
+  if (path === MEMORY_STORAGE) throw refuse('memory ends with the daemon');
+  if (fs.statSync(path, { throwIfNoEntry: false })?.isBlockDevice() === true) return path;
+  if (onTmpfs(path)) throw refuse('it is on tmpfs, which ends with the machine');
+  return fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() === true
+    ? `${path}/blksnap-${id}${piece === 0 ? '' : `-${piece}`}.diff`
+    : path;
+}
+
+/** Opens a place with content once more. Errors: ENOENT, EACCES, EBUSY; EBADMSG for what is no such place now. */
+export function reopenStoragePlace(
+  path: string,
+  expected: { readonly kind: PlaceKind; readonly owned: boolean },
+): StoragePlace {
+  const action = `Cannot use "${path}" as diff storage again`;
+  try {
+    const stat = fs.statSync(path);
+    if (expected.kind === 'device' ? !stat.isBlockDevice() : !stat.isFile())
+      throw new BlksnapError('EBADMSG', `${action}: it is not the ${expected.kind} that it was`);
+    if (expected.kind === 'device') return openStorageDevice(path);
+    return { fd: fs.openSync(path, O_RDWR), owned: expected.owned ? path : null, kind: 'file', sizeBytes: Infinity };
+  } catch (cause) {
+    throw cause instanceof BlksnapError ? cause : toBlksnapError(cause, action);
+  }
 }
 
 function openStorageDevice(path: string): StoragePlace {

@@ -4,6 +4,7 @@
 import { BlksnapError } from '../util/errors.ts';
 import type { DiffArea } from './diff-area.ts';
 import type { DiffStorage } from './diff-storage.ts';
+import type { Journal } from './journal.ts';
 import type { Tracker } from './tracker.ts';
 
 export interface PlannedDisk {
@@ -16,14 +17,23 @@ export class Take {
   readonly storage: DiffStorage;
   readonly disks: readonly PlannedDisk[];
   readonly trackers: readonly Tracker[];
+  /** Of a persistent snapshot. */
+  readonly journal: Journal | null;
   #frozen = false;
   #switched = false;
 
-  constructor(id: string, storage: DiffStorage, disks: readonly PlannedDisk[], trackers: readonly Tracker[]) {
-    this.id = id;
-    this.storage = storage;
-    this.disks = disks;
-    this.trackers = trackers;
+  constructor(options: {
+    id: string;
+    storage: DiffStorage;
+    disks: readonly PlannedDisk[];
+    trackers: readonly Tracker[];
+    journal: Journal | null;
+  }) {
+    this.id = options.id;
+    this.storage = options.storage;
+    this.disks = options.disks;
+    this.trackers = options.trackers;
+    this.journal = options.journal;
   }
 
   get switched(): boolean {

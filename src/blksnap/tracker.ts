@@ -3,7 +3,7 @@
  *  Hot path: submit. A mark is made before the write goes on, and nothing that can fail lies
  *  between the two: a write is never passed on unmarked or uncopied. */
 
-import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+import { BlksnapError, ERRNO, toBlksnapError } from '../util/errors.ts';
 import type { Arena } from '../io/arena.ts';
 import type { Reactor } from '../io/reactor.ts';
 import { FLUSH, changesData, rangeError, runBio } from '../block/bio.ts';
@@ -13,7 +13,7 @@ import type { Disk } from '../block/disk.ts';
 import { CbtMap } from './cbt-map.ts';
 import type { TrackingLimits } from './cbt-map.ts';
 import { CopyOnWrite } from './copy-on-write.ts';
-import type { DiffArea } from './diff-area.ts';
+import type { AreaJournal, DiffArea } from './diff-area.ts';
 import { DEFAULT_PARAMETERS } from './parameters.ts';
 import type { Parameters } from './parameters.ts';
 
@@ -44,6 +44,8 @@ export class Tracker extends BlockFilter {
   #readOnly = false;
   /** Hears that a snapshot's image of this disk was lost. */
   onBroken: (area: DiffArea, errno: number) => void = () => {};
+  /** Lays an area down for the next process. Resolves with whether all of it is on stable storage. */
+  onLeave: (area: DiffArea) => Promise<boolean> = () => Promise.resolve(false);
 
   constructor(options: TrackerOptions) {
     super();
@@ -101,7 +103,12 @@ export class Tracker extends BlockFilter {
       timeoutMs: this.#parameters.cowTimeoutMs,
       above: this,
       holes: () => (this.below === disk.device ? (disk.device.holes ?? null) : null),
-      onBroken: (area, errno) => this.onBroken(area, errno),
+      onPass: () => this.#cbt!.touch(),
+      onBroken: (area, errno) => {
+        // Now it cannot fail, and the write that is not copied has not passed yet.
+        if (area.journal !== null) this.#cbt!.dropKept(area.snapshotId);
+        this.onBroken(area, errno);
+      },
     });
   }
 
@@ -123,6 +130,15 @@ export class Tracker extends BlockFilter {
     this.cbt.renew(reason);
     this.#size = size;
     this.cow.resized(size);
+    for (const area of this.cow.areas) if (area.active) this.#keepOn(area);
+  }
+
+  /** Notes in a new map, too, that a persistent snapshot has all its copies. One of a disk that was cut ends
+   *  with the process. */
+  #keepOn(area: DiffArea): void {
+    if (area.journal === null || area.size > this.#size) return;
+    if (this.cbt.keep(area.snapshotId, area.journal.journal.frames)) return;
+    this.cow.break(area, ERRNO.ESTALE, false);
   }
 
   override async detach(): Promise<void> {
@@ -130,12 +146,15 @@ export class Tracker extends BlockFilter {
     const settled = await this.#settle();
     // A take may have come in between.
     this.#refuseHeld();
+    for (const area of this.cow.areas.filter(({ leaving, alive }) => leaving && alive)) {
+      if (!(await this.onLeave(area))) this.cbt.dropKept(area.snapshotId);
+    }
     this.cbt.close(settled);
     this.#disk = null;
   }
 
   #refuseHeld(): void {
-    const held = this.cow.areas.filter((area) => area.alive).map((area) => area.snapshotId);
+    const held = this.cow.areas.filter(({ alive, leaving }) => alive && !leaving).map((area) => area.snapshotId);
     if (held.length > 0) {
       throw new BlksnapError(
         'EBUSY',
@@ -153,12 +172,13 @@ export class Tracker extends BlockFilter {
   /** Commands: `dirty` {offset, length}[] marks ranges changed, in the live and the frozen maps. */
   override async ctl(command: string, payload: unknown): Promise<unknown> {
     if (command !== 'dirty') throw new BlksnapError('EINVAL', `Filter "${TRACKER_NAME}" has no command "${command}"`);
-    this.markDirty(payload as ReadonlyArray<{ offset: number; length: number }>);
+    await this.markDirty(payload as ReadonlyArray<{ offset: number; length: number }>);
     return null;
   }
 
-  /** Marks ranges changed although no write was seen. Errors: EINVAL, before anything is marked. */
-  markDirty(ranges: ReadonlyArray<{ readonly offset: number; readonly length: number }>): void {
+  /** Marks ranges changed although no write was seen; resolves when persistent snapshots have it in their journals.
+   *  Errors: EINVAL, before anything is marked. */
+  async markDirty(ranges: ReadonlyArray<{ readonly offset: number; readonly length: number }>): Promise<void> {
     for (const { offset, length } of ranges) {
       if (
         !Number.isSafeInteger(offset) ||
@@ -173,24 +193,37 @@ export class Tracker extends BlockFilter {
         );
       }
     }
-    for (const { offset, length } of ranges) this.#markFrom(0, offset, length);
+    for (const { offset, length } of ranges) await this.#markFrom(0, offset, length);
   }
 
   /** Marks what is written to a snapshot's image: in its own map, in those of all newer snapshots
-   *  (an increment on a backup of this image must not miss it), and in the live map. */
-  markImageWrite(area: DiffArea, offset: number, length: number): void {
-    this.#markFrom(this.cow.indexOf(area), offset, length);
+   *  (an increment on a backup of this image must not miss it), and in the live map. A promise where journals
+   *  must have it before the write goes on. */
+  markImageWrite(area: DiffArea, offset: number, length: number): Promise<void> | null {
+    return this.#markFrom(this.cow.indexOf(area), offset, length);
   }
 
   /** Each frozen map is marked with its own number: changed in the period that its take ended. */
-  #markFrom(index: number, offset: number, length: number): void {
+  #markFrom(index: number, offset: number, length: number): Promise<void> | null {
     const { cbt, cow } = this;
     cbt.markOnly(offset, length);
-    for (const { frozenMap, changeNumber, blockSize } of cow.areas.slice(index)) {
+    const areas = cow.areas.slice(index);
+    for (const { frozenMap, changeNumber, blockSize } of areas) {
       const first = Math.floor(offset / blockSize);
       const end = Math.floor((offset + length - 1) / blockSize) + 1;
       frozenMap.fill(changeNumber, first, end);
     }
+    const journals = areas.flatMap(({ active, journal }) => (active && journal !== null ? [journal] : []));
+    return journals.length === 0 ? null : noteDirty(journals, offset, length);
+  }
+}
+
+/** A snapshot whose journal does not take the note must not come back. */
+async function noteDirty(journals: readonly AreaJournal[], offset: number, length: number): Promise<void> {
+  for (const { journal, disk } of journals) {
+    await journal
+      .note({ dirty: { disk, offset, length } })
+      .catch((cause: unknown) => journal.fail(toBlksnapError(cause).errno));
   }
 }
 

@@ -24,6 +24,7 @@ import { Disks } from './disks.ts';
 import type { Host } from './host.ts';
 import type { ClientsFrom } from './io-protocol.ts';
 import { IoThreads, MAX_IO_THREADS } from './io-threads.ts';
+import { disksTogether, findJournals } from './journals.ts';
 import { KernelDevices } from './kernel-devices.ts';
 import { lockDirectory } from './lock.ts';
 import type { FileLock } from '../io/lock-file.ts';
@@ -90,10 +91,12 @@ export class Daemon {
     try {
       const remembered = loadState(paths.stateFile);
       const rules = loadRules(paths);
+      const journals = findJournals(paths.snapshots);
       const io = await IoThreads.start(
         {
           count,
           belowMappings: disksBelowMappings(mappedStateFile(paths)),
+          together: disksTogether(journals),
           driver: options.driver,
           parameters: options.parameters ?? DEFAULT_PARAMETERS,
           filterModules: options.filterModules ?? [],
@@ -106,6 +109,8 @@ export class Daemon {
       );
       daemon = new Daemon(options, { lock, io, rules });
       for (const state of remembered) await daemon.disks.restore(state);
+      // Before anything can write to the disks.
+      await daemon.snapshots.restore(journals);
       await daemon.mapped.restore();
       await daemon.devices.restore();
       await daemon.#restoreRules();
@@ -188,7 +193,8 @@ export class Daemon {
     }
   }
 
-  /** Ends I/O in flight, closes the disks, gives the directory back. Snapshots end with the daemon. Safe to call twice. */
+  /** Ends I/O in flight, closes the disks, gives the directory back. Snapshots end with the daemon, but
+   *  for persistent ones. Safe to call twice. */
   stop(): Promise<void> {
     this.#stopping ??= this.#stop();
     return this.#stopping;
@@ -224,6 +230,7 @@ export class Daemon {
       failedDisks: this.disks.failed,
       snapshots: this.snapshots.size,
       kernelDevices: this.devices.size,
+      refusedSnapshots: this.snapshots.refused,
     };
   }
 }

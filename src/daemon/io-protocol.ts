@@ -122,6 +122,8 @@ export interface SnapshotInfo {
   readonly usedBytes: number;
   /** Null: no limit but the place itself. */
   readonly limitBytes: number | null;
+  /** It outlives the daemon. */
+  readonly persistent: boolean;
   readonly images: readonly ImageInfo[];
 }
 
@@ -227,9 +229,18 @@ export interface IoCalls {
     args: {
       /** The id that was given out when the snapshot was prepared; a new one when absent. */
       readonly id?: string | undefined;
+      /** Of a persistent snapshot: where its journal goes. */
+      readonly journalPath?: string | undefined;
     } & TakeArgs;
     result: SnapshotInfo;
   };
+  /** Brings a persistent snapshot back. Null: its take had not come to its end, and it is removed. */
+  restoreSnapshot: {
+    args: { readonly id: string; readonly journalPath: string; readonly disks: readonly string[] };
+    result: SnapshotInfo | null;
+  };
+  /** Removes a persistent snapshot that could not be brought back. */
+  discardSnapshot: { args: { readonly journalPath: string }; result: void };
   /** A take over several threads, in its steps (src/blksnap/take.ts). `others`: origins of it on other threads. */
   planSnapshot: { args: { readonly id: string; readonly others: readonly Origin[] } & TakeArgs; result: void };
   freezeSnapshot: { args: { readonly id: string }; result: void };

@@ -114,6 +114,7 @@ export class IoService {
       servedAs: (file) => [...this.#served].find(([, { tracker }]) => tracker.originPath === file)?.[0],
       tracker: (name) => this.#tracker(name),
       heldOf: (name) => this.#snapshots.heldOf(name),
+      persistentOf: (name) => this.#snapshots.persistentOf(name),
       serve: async (name, device) => {
         const closeBase = (): Promise<void> => this.#mapped.forget(name);
         await this.#serve(name, device, { cbtPath: null, originPath: null, description: 'mapped device', closeBase });
@@ -165,6 +166,8 @@ export class IoService {
     cbtMap: async ({ name, offset, length }) => this.#cbtMap(name, offset, length),
     cbtMarkDirty: async ({ name, ranges }) => this.#tracker(name).markDirty(this.#onWhole(name, ranges)),
     createSnapshot: (args) => this.#snapshots.create(args),
+    restoreSnapshot: ({ journalPath }) => this.#snapshots.restore(journalPath),
+    discardSnapshot: ({ journalPath }) => this.#snapshots.discard(journalPath),
     planSnapshot: (args) => this.#snapshots.plan(args),
     freezeSnapshot: ({ id }) => this.#snapshots.freeze(id),
     switchSnapshot: async ({ id }) => this.#snapshots.switch(id),

@@ -1,5 +1,7 @@
 /** The snapshots of an I/O thread as calls ask for them: of disks and partitions by name, their images offered. */
 
+import { z } from 'zod';
+import { createJournalFile, openJournalFile } from '../blksnap/journal-place.ts';
 import { READ_ONCE, ReadOnceImage } from '../blksnap/read-once-image.ts';
 import type { SnapshotImage } from '../blksnap/image.ts';
 import type { SnapshotSet } from '../blksnap/snapshot-set.ts';
@@ -69,10 +71,32 @@ export class IoSnapshots {
       .map(({ id }) => id);
   }
 
+  /** Those of them that outlive the process. */
+  persistentOf(disk: string): string[] {
+    return this.heldOf(disk).filter((id) => this.#o.set.get(id).journal !== null);
+  }
+
   async create(args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
     const origins = this.#origins(args.disks);
     const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
-    return this.#offerImages(origins, await this.#o.set.create(trackersOf(origins), storage, args.id));
+    const { id, journalPath } = args;
+    const memo = origins.map(({ name, tracker, range }) => ({ name, disk: tracker.disk.name, range: plain(range) }));
+    const persistent =
+      journalPath === undefined ? undefined : { open: () => createJournalFile(journalPath), memo: { origins: memo } };
+    return this.#offerImages(origins, await this.#o.set.create(trackersOf(origins), storage, { id, persistent }));
+  }
+
+  /** As SnapshotSet.restore. */
+  async restore(journalPath: string): Promise<SnapshotInfo | null> {
+    const restored = await this.#o.set.restore({
+      place: openJournalFile(journalPath),
+      tracker: (name) => this.#o.origin(name).tracker,
+    });
+    return restored && this.#offerImages(originsOf(restored.snapshot, restored.memo), restored.snapshot);
+  }
+
+  async discard(journalPath: string): Promise<void> {
+    await this.#o.set.discard({ place: openJournalFile(journalPath) });
   }
 
   #origins(disks: readonly string[]): WantedOrigin[] {
@@ -82,7 +106,7 @@ export class IoSnapshots {
   async plan({ id, others, ...args }: IoCalls['planSnapshot']['args']): Promise<void> {
     const origins = this.#origins(args.disks);
     const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
-    const take = await this.#o.set.plan(trackersOf(origins), storage, id, others);
+    const take = await this.#o.set.plan(trackersOf(origins), storage, { id, others });
     this.#takes.set(id, { take, origins });
   }
 
@@ -142,7 +166,7 @@ export class IoSnapshots {
 
   async append({ id, storagePath, limitBytes }: IoCalls['appendStorage']['args']): Promise<SnapshotInfo> {
     if (storagePath !== null) await this.#o.set.append(id, { path: storagePath, limitBytes: limitBytes ?? Infinity });
-    else this.#o.set.raiseLimit(id, limitBytes ?? Infinity);
+    else await this.#o.set.raiseLimit(id, limitBytes ?? Infinity);
     return this.#snapshotInfo(this.#o.set.get(id));
   }
 
@@ -168,7 +192,8 @@ export class IoSnapshots {
     }));
     const { path: storagePath, usedBytes } = storage;
     const places = storage.pieces.map((piece) => ({ path: piece.path, limitBytes: finite(piece.limitBytes) }));
-    return { id, createdAt, heldMs, storagePath, places, usedBytes, limitBytes: finite(storage.limitBytes), images };
+    const [limitBytes, persistent] = [finite(storage.limitBytes), snapshot.journal !== null];
+    return { id, createdAt, heldMs, storagePath, places, usedBytes, limitBytes, persistent, images };
   }
 
   /** Ends all, also takes that are under way. */
@@ -176,6 +201,33 @@ export class IoSnapshots {
     for (const id of this.#takes.keys()) await this.abandon(id);
     await this.#o.set.close();
   }
+}
+
+/** What a persistent snapshot was asked to show, as its journal remembers it. */
+const memoSchema = z.strictObject({
+  origins: z
+    .array(
+      z.strictObject({
+        name: z.string().min(1).max(512),
+        disk: z.string(),
+        range: z.strictObject({ offset: z.int().nonnegative(), length: z.int().positive() }).nullable(),
+      }),
+    )
+    .max(1024),
+});
+
+/** What does not fit the snapshot's disks is left out. */
+function originsOf(snapshot: Snapshot, memo: unknown): WantedOrigin[] {
+  const { success, data } = memoSchema.safeParse(memo);
+  return (success ? data.origins : []).flatMap(({ name, disk, range }) => {
+    const image = snapshot.image(disk);
+    if (image === undefined || (range !== null && range.offset + range.length > image.size)) return [];
+    return [{ name, tracker: image.tracker, range }];
+  });
+}
+
+function plain(range: DeviceRange | null): { offset: number; length: number } | null {
+  return range && { offset: range.offset, length: range.length };
 }
 
 /** Two partitions of one disk have one. */

@@ -22,7 +22,7 @@ import type {
   IoThreadReady,
   SnapshotInfo,
 } from './io-protocol.ts';
-import { limitShares, merged, refuseOnePlace } from './snapshot-parts.ts';
+import { limitShares, merged, refuseOnePlace, refusePersistent } from './snapshot-parts.ts';
 import type { SnapshotPart } from './snapshot-parts.ts';
 
 export const MAX_IO_THREADS = 16;
@@ -31,6 +31,8 @@ export interface IoThreadsOptions extends IoThreadOptions {
   readonly count: number;
   /** Disks for the first thread: those that remembered mappings lie on. */
   readonly belowMappings: ReadonlySet<string>;
+  /** Disks that must live on one thread. */
+  readonly together: ReadonlyArray<readonly string[]>;
 }
 
 export interface IoThreadsListener {
@@ -178,6 +180,8 @@ export class IoThreads {
     cbtMap: (args) => this.#of(args.name).call('cbtMap', args),
     cbtMarkDirty: (args) => this.#of(args.name).call('cbtMarkDirty', args),
     createSnapshot: (args) => this.#createSnapshot(args),
+    restoreSnapshot: (args) => this.#restoreSnapshot(args),
+    discardSnapshot: (args) => this.#first.call('discardSnapshot', args),
     appendStorage: (args) => this.#appendStorage(args),
     snapshots: async () => this.#merged((await this.#all('snapshots', {})).flat()),
     destroySnapshot: async ({ id }) => {
@@ -204,7 +208,7 @@ export class IoThreads {
 
   async #place<T>(name: string, path: string | null, serve: (thread: IoThread) => Promise<T>): Promise<T> {
     if (path !== null) refuseSharedOrigin(path, this.#origins(name));
-    const thread = this.#o.belowMappings.has(name) ? 0 : this.#emptiest();
+    const thread = this.#threadFor(name);
     const home: Home = { thread, path };
     this.#homes.set(name, home);
     try {
@@ -213,6 +217,13 @@ export class IoThreads {
       this.#homes.delete(name);
       throw cause;
     }
+  }
+
+  #threadFor(name: string): number {
+    const group = this.#o.together.find((names) => names.includes(name)) ?? [name];
+    if (group.some((other) => this.#o.belowMappings.has(other))) return 0;
+    const other = group.find((one) => this.#homes.has(one));
+    return other === undefined ? this.#emptiest() : this.#homes.get(other)!.thread;
   }
 
   /** Of all disks but one. */
@@ -280,6 +291,7 @@ export class IoThreads {
     this.#snapshots.set(id, held);
     try {
       if (threads.length === 1) return await this.#threads[threads[0]!]!.call('createSnapshot', { ...args, id });
+      refusePersistent(args);
       refuseOnePlace(args.storagePath);
       const taken = await takeAcross(id, this.#parts(id, args, threads));
       held.heldMs = taken.heldMs;
@@ -288,6 +300,14 @@ export class IoThreads {
       this.#snapshots.delete(id);
       throw cause;
     }
+  }
+
+  async #restoreSnapshot(args: IoCalls['restoreSnapshot']['args']): Promise<SnapshotInfo | null> {
+    const [thread = 0] = args.disks.map((name) => this.#homeOf(name));
+    const restored = await this.#threads[thread]!.call('restoreSnapshot', args);
+    if (restored === null) return null;
+    this.#snapshots.set(args.id, { disks: restored.images.map(({ disk }) => disk), threads: [thread], heldMs: null });
+    return restored;
   }
 
   /** Each thread sees its own snapshots alone. */

@@ -25,6 +25,8 @@ export interface MappedHost extends BackingHost {
   tracker(name: string): Tracker;
   /** Ids of the snapshots of a disk that are held. */
   heldOf(name: string): readonly string[];
+  /** Those of them that outlive the process. */
+  persistentOf(name: string): readonly string[];
   /** Serves a device as a disk. */
   serve(name: string, device: MappedDevice): Promise<void>;
   /** Ends serving a disk that should not be. */
@@ -209,6 +211,16 @@ export class MappedDisks {
     );
   }
 
+  /** What is redirected nobody watches while the daemon is away. */
+  #refusePersistent(name: string): void {
+    const held = this.#host.persistentOf(name);
+    if (held.length === 0) return;
+    throw new BlksnapError(
+      'EBUSY',
+      `Cannot redirect a range of "${name}": persistent snapshot ${held.join(', ')} of it is held; destroy it first`,
+    );
+  }
+
   message(name: string, sector: number, text: string): string {
     return this.#get(name).device.message(sector, splitWords(text));
   }
@@ -234,6 +246,7 @@ export class MappedDisks {
     if (disk.name.includes('/'))
       throw new BlksnapError('EINVAL', `Cannot redirect ranges of partition "${name}": redirect those of its disk`);
     if (!copy) this.#refuseHeld(name, 'redirect a range of');
+    this.#refusePersistent(name);
     this.#refuseLoop(name, { root: `disk ${to}`, offset: at, length }, to);
     const users = this.users({ root: `disk ${to}`, offset: at, length });
     if (users.length > 0)

@@ -16,6 +16,8 @@ export interface DaemonPaths {
   readonly stateFile: string;
   /** Change histories, one file per disk: `<name>.map`. */
   readonly cbt: string;
+  /** Journals of persistent snapshots: `<id>.journal`. Made with the first of them. */
+  readonly snapshots: string;
 }
 
 /** sockaddr_un has room for so many bytes and a zero (Linux 108, macOS 104 in all). */
@@ -42,6 +44,7 @@ export function daemonPaths(dir?: string, env: NodeJS.ProcessEnv = process.env):
     lockFile: path.join(run, 'daemon.lock'),
     stateFile: path.join(state, 'state.json'),
     cbt: path.join(state, 'cbt'),
+    snapshots: path.join(state, 'snapshots'),
   };
 }
 

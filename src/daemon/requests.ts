@@ -36,6 +36,8 @@ export interface SnapshotRequest extends DeviceRequest {
   readonly leaseMs?: number | undefined;
   /** Whether file systems mounted on the disks' kernel devices are frozen for the take. Default: they are. */
   readonly fsfreeze?: boolean | undefined;
+  /** It outlives the daemon. */
+  readonly persistent?: boolean | undefined;
   /** Commands to run before and after the take. */
   readonly hooks?:
     | { readonly freeze: string; readonly thaw: string; readonly timeoutMs?: number | undefined }

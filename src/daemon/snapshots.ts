@@ -1,9 +1,13 @@
 /** The snapshots of a daemon: held, and prepared ones that are not taken yet, with their events. A take counts as an
  *  operation on each of its disks. */
 
+import crypto from 'node:crypto';
+import path from 'node:path';
 import type { SnapshotEvent } from '../blksnap/events.ts';
+import { JOURNAL_SUFFIX } from '../blksnap/journal-place.ts';
 import { READ_ONCE } from '../blksnap/read-once-image.ts';
-import { BlksnapError } from '../util/errors.ts';
+import { makeDirectories } from '../util/directories.ts';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { wholeDisk } from './disk-names.ts';
 import type { Disks } from './disks.ts';
 import { EventLog } from './event-log.ts';
@@ -14,8 +18,10 @@ import type { FreezeReport } from './freeze-hooks.ts';
 import type { Host } from './host.ts';
 import type { KernelDevices } from './kernel-devices.ts';
 import type { IoCalls, SnapshotInfo } from './io-protocol.ts';
+import type { FoundJournal } from './journals.ts';
 import { Leases } from './leases.ts';
 import { PreparedSnapshots } from './prepared-snapshots.ts';
+import { RefusedSnapshots } from './refused-snapshots.ts';
 import type { SnapshotRequest } from './requests.ts';
 import type { EventView, ImageView, PreparedView, SnapshotView } from './views.ts';
 
@@ -27,6 +33,7 @@ export class Snapshots {
   readonly #prepared = new PreparedSnapshots();
   /** How freezing for the held snapshots went. */
   readonly #freezes = new Map<string, FreezeReport>();
+  readonly #refused = new RefusedSnapshots();
   readonly #leases = new Leases((id) => void this.#expire(id));
 
   constructor(host: Host, { disks, devices }: { readonly disks: Disks; readonly devices: KernelDevices }) {
@@ -37,7 +44,42 @@ export class Snapshots {
 
   /** How many are held. */
   get size(): number {
-    return this.#events.size - this.#prepared.size;
+    return this.#events.size - this.#prepared.size - this.#refused.size;
+  }
+
+  /** How many persistent ones could not be brought back. */
+  get refused(): number {
+    return this.#refused.size;
+  }
+
+  /** Brings persistent snapshots back, before anybody can write to their disks. One that cannot be is shown with the
+   *  reason. */
+  async restore(journals: readonly FoundJournal[]): Promise<void> {
+    for (const journal of journals) await this.#restore(journal);
+  }
+
+  async #restore(journal: FoundJournal): Promise<void> {
+    const { id, path: journalPath, plan } = journal;
+    try {
+      if (plan === null) throw new BlksnapError('EBADMSG', `Cannot use journal "${journalPath}": it has no plan`);
+      const disks = plan.disks.map(({ name }) => name);
+      const info = await this.#host.io.call('restoreSnapshot', { id, journalPath, disks });
+      if (info !== null) this.#events.open(id);
+      this.#host.log.info({ snapshot: id, disks }, info === null ? 'unfinished snapshot removed' : 'snapshot is back');
+    } catch (cause) {
+      const error = toBlksnapError(cause);
+      this.#host.log.error({ snapshot: id, error: error.message }, 'snapshot cannot be brought back');
+      this.#refused.add(journal, error);
+      this.#events.open(id);
+      const event = {
+        time: new Date().toISOString(),
+        snapshotId: id,
+        error: error.code,
+        usedBytes: 0,
+        limitBytes: null,
+      };
+      for (const { name } of plan?.disks ?? []) this.#events.push({ ...event, disk: name, code: 'corrupted' });
+    }
   }
 
   /** Takes an event from the I/O thread. */
@@ -55,12 +97,13 @@ export class Snapshots {
     if (twice !== undefined)
       throw new BlksnapError('EINVAL', `Cannot take a snapshot of disk "${twice}" twice: name it once`);
     for (const name of disks) this.#disks.check(name);
-    const storagePath = request.storage ?? this.#host.paths.state;
+    const kept = this.#persistent(request, id);
+    const storagePath = request.storage ?? (kept === null ? this.#host.paths.state : this.#host.paths.snapshots);
     return await this.#host.serial.run(
       disks.map((name) => `disk ${wholeDisk(name)}`),
       async () => {
         const limitBytes = request.limitBytes ?? null;
-        const info = await this.#take(request, { id, disks, storagePath, limitBytes });
+        const info = await this.#take(request, { id, ...kept, disks, storagePath, limitBytes });
         await this.#addDevices(info, request);
         this.#events.open(info.id);
         if (request.leaseMs !== undefined) this.#leases.grant(info.id, request.leaseMs);
@@ -82,6 +125,16 @@ export class Snapshots {
       await this.#host.io.call('destroySnapshot', { id });
       throw cause;
     }
+  }
+
+  /** Of a persistent snapshot: its id, and where its journal goes. Errors: EINVAL. */
+  #persistent({ persistent, leaseMs }: SnapshotRequest, id: string = crypto.randomUUID()) {
+    if (persistent !== true) return null;
+    if (leaseMs !== undefined)
+      throw new BlksnapError('EINVAL', 'Cannot take a persistent snapshot with a lease: it stays; leave the lease out');
+    const { snapshots } = this.#host.paths;
+    makeDirectories(snapshots, 0o700);
+    return { id, journalPath: path.join(snapshots, `${id}${JOURNAL_SUFFIX}`) };
   }
 
   /** The take, while file systems are frozen, between its hooks where it has some. */
@@ -115,7 +168,9 @@ export class Snapshots {
   /** Every held snapshot, oldest first. */
   async list(): Promise<SnapshotView[]> {
     const infos = await this.#host.io.call('snapshots', {});
-    return infos.map((info) => this.#snapshotView(info)).sort((a, b) => (a.createdAt < b.createdAt ? -1 : 1));
+    return [...infos.map((info) => this.#snapshotView(info)), ...this.#refused.list()].sort((a, b) =>
+      a.createdAt < b.createdAt ? -1 : 1,
+    );
   }
 
   /** Errors: ESRCH. */
@@ -126,6 +181,11 @@ export class Snapshots {
   }
 
   async destroy(id: string): Promise<void> {
+    const refused = this.#refused.get(id);
+    if (refused !== undefined) {
+      await this.#discard(refused);
+      return;
+    }
     const { images } = await this.get(id);
     await this.#host.serial.run(
       images.map(({ disk }) => `disk ${wholeDisk(disk)}`),
@@ -140,6 +200,14 @@ export class Snapshots {
         this.#host.log.info({ snapshot: id }, 'snapshot destroyed');
       },
     );
+  }
+
+  /** Gives up one that could not be brought back, and its files. */
+  async #discard({ id, path: journalPath }: FoundJournal): Promise<void> {
+    await this.#host.io.call('discardSnapshot', { journalPath });
+    this.#refused.forget(id);
+    this.#events.close(id);
+    this.#host.log.info({ snapshot: id }, 'snapshot destroyed');
   }
 
   /** Its client is there still. Errors: ESRCH. */
@@ -160,7 +228,7 @@ export class Snapshots {
     }
   }
 
-  /** The daemon ends, and all snapshots with it. */
+  /** The daemon ends, and all snapshots with it but persistent ones. */
   stop(): void {
     this.#leases.endAll();
   }
@@ -248,6 +316,7 @@ export class Snapshots {
       freeze: this.#freezes.get(info.id) ?? null,
       places: [...info.places],
       leaseMs: this.#leases.of(info.id),
+      failure: null,
       images,
     };
   }

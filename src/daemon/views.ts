@@ -26,6 +26,8 @@ export interface StatusView {
   snapshots: number;
   /** Disks and images that have a device in /dev. */
   kernelDevices: number;
+  /** Persistent ones that could not be brought back. */
+  refusedSnapshots: number;
 }
 
 export interface FailureView {
@@ -136,6 +138,10 @@ export interface SnapshotView {
   limitBytes: number | null;
   /** It goes when nobody renews it for so long; null: it stays. */
   leaseMs: number | null;
+  /** It outlives the daemon. */
+  persistent: boolean;
+  /** Why a persistent one could not be brought back: it has no images then. */
+  failure: FailureView | null;
   images: ImageView[];
 }
 

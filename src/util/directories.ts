@@ -1,4 +1,4 @@
-/** Making directories. Not fs.mkdir's `recursive`: Node's never returns where the directory above is there and takes
+/** Making directories, and syncing them. Not fs.mkdir's `recursive`: Node's never returns where the directory above is there and takes
  *  no new one, as /proc does. */
 
 import fs from 'node:fs';
@@ -21,4 +21,14 @@ export function makeDirectories(directory: string, mode = 0o777): boolean {
     if (code !== 'ENOENT' || above === directory || !makeDirectories(above, mode)) throw cause;
   }
   return makeDirectories(directory, mode);
+}
+
+/** The names in it are on stable storage. */
+export function syncDirectory(directory: string): void {
+  const fd = fs.openSync(directory, 'r');
+  try {
+    fs.fsyncSync(fd);
+  } finally {
+    fs.closeSync(fd);
+  }
 }

@@ -9,6 +9,12 @@ export interface Mutation {
 }
 
 const COW = 'src/blksnap/copy-on-write.ts';
+const STARVED = 'src/blksnap/starved-writes.ts';
+const KEPT = 'src/blksnap/persistent-copies.ts';
+const PERSISTENCE = 'src/blksnap/persistence.ts';
+const RESTORE = 'src/blksnap/restore-snapshot.ts';
+const JOURNAL = 'src/blksnap/journal.ts';
+const READER = 'src/blksnap/journal-reader.ts';
 const IMAGE = 'src/blksnap/image.ts';
 const OVERLAY = 'src/blksnap/image-overlay.ts';
 const AREA = 'src/blksnap/diff-area.ts';
@@ -70,8 +76,8 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: COW,
-    text: 'const zero = this.#isZero(run.at + i * CHUNK);',
-    replacement: 'const zero = this.#isZero(run.at);',
+    text: 'const zero = isZeroChunk(this.#words, run.at + i * CHUNK);',
+    replacement: 'const zero = isZeroChunk(this.#words, run.at);',
     why: 'every chunk of a run counts as zeros when the first is',
   },
   {
@@ -106,7 +112,7 @@ export const MUTATIONS: readonly Mutation[] = [
     why: 'the memory of runs of three chunks is not given back',
   },
   {
-    file: COW,
+    file: STARVED,
     text: '    this.#o.memory.whenFreed(this.#onFreed);',
     replacement: '',
     why: 'writes that wait for memory are not told when there is some',
@@ -137,8 +143,8 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: IMAGE,
-    text: '        this.tracker.markImageWrite(this.area, bio.offset, bio.length);',
-    replacement: '',
+    text: 'const noted = this.tracker.markImageWrite(this.area, bio.offset, bio.length);',
+    replacement: 'const noted: Promise<void> | null = bio.offset < 0 ? Promise.resolve() : null;',
     why: 'a write to an image is not tracked',
   },
   {
@@ -155,14 +161,14 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: TRACKER,
-    text: '    for (const { frozenMap, changeNumber, blockSize } of cow.areas.slice(index)) {',
-    replacement: '    for (const { frozenMap, changeNumber, blockSize } of cow.areas.slice(index, index)) {',
+    text: '    const areas = cow.areas.slice(index);',
+    replacement: '    const areas = cow.areas.slice(index, index);',
     why: 'the second map is forgotten: a write to an image is marked in the live one alone',
   },
   {
     file: TRACKER,
-    text: '    cbt.markOnly(offset, length);\n    for',
-    replacement: '    for',
+    text: '    cbt.markOnly(offset, length);\n    const areas',
+    replacement: '    const areas',
     why: 'the live map is forgotten at a write to an image',
   },
   {
@@ -322,5 +328,78 @@ export const MUTATIONS: readonly Mutation[] = [
     text: '  view.setUint32(at + 12, request.cookieLow);\n  if (!extended) {',
     replacement: '  view.setUint32(at + 12, request.cookieLow ^ 1);\n  if (!extended) {',
     why: 'an NBD reply carries the cookie of another request',
+  },
+  {
+    file: KEPT,
+    text: '      if (copy.pendingBatches > 0 || copy.recording) return;',
+    replacement: '      if (copy.recording) return;',
+    why: 'a write passes before its copy for a persistent snapshot is stored',
+  },
+  {
+    file: KEPT,
+    text: '        copy.area.journal!.journal.record(copy);\n        return;',
+    replacement:
+      '        this.#publish(copy);\n        copy.area.journal!.journal.record(copy);\n        copy.run = null;\n        run.keptCount++;\n        continue;',
+    why: 'a write passes before its copy for a persistent snapshot is recorded',
+  },
+  {
+    file: KEPT,
+    text: '    return this.#holes.length > 0;',
+    replacement: '    return this.#holes.length > 1000;',
+    why: 'a write passes before the record that it goes to a hole',
+  },
+  {
+    file: KEPT,
+    text: '    this.#areas = areas.filter((area) => area.active && area.journal !== null);',
+    replacement: '    this.#areas = areas.filter((area) => area.active && area.journal !== null).slice(-1);',
+    why: 'only the newest of several persistent snapshots gets its copies',
+  },
+  {
+    file: KEPT,
+    text: 'const wants = chunk <= area.lastChunk && (area === run.area || area.table.get(chunk) === UNSAVED);',
+    replacement: 'const wants = chunk <= area.lastChunk;',
+    why: 'an older persistent snapshot gets a second copy, of newer data',
+  },
+  {
+    file: TRACKER,
+    text: '        if (area.journal !== null) this.#cbt!.dropKept(area.snapshotId);',
+    replacement: '',
+    why: 'a broken persistent snapshot counts as whole after a restart',
+  },
+  {
+    file: PERSISTENCE,
+    text: '(await storage.sync()) !== 0 || ',
+    replacement: '',
+    why: 'storage is not synced at the end, and the machine stops then',
+  },
+  {
+    file: PERSISTENCE,
+    text: ' || (await journal.journal.sync()) !== 0',
+    replacement: '',
+    why: 'the journal is not synced at the end, and the machine stops then',
+  },
+  {
+    file: RESTORE,
+    text: '    if (table.get(here) === UNSAVED) {',
+    replacement: '    if (count > 0) {',
+    why: 'the last row of a chunk counts, and not the first',
+  },
+  {
+    file: RESTORE,
+    text: 'FIRST_POSITION + bases[piece]! + position + i',
+    replacement: 'FIRST_POSITION + position + i',
+    why: 'what was stored in a second place is looked for in the first after a restart',
+  },
+  {
+    file: READER,
+    text: '    this.#markDirty(plan, maps);\n',
+    replacement: '',
+    why: 'what was marked dirty is forgotten at a restart',
+  },
+  {
+    file: JOURNAL,
+    text: '    const status = result === this.#left ? 0 : result < 0 ? -result : ERRNO.ENOSPC;',
+    replacement: '    const status = 0;',
+    why: 'a frame that could not be written counts as written',
   },
 ];

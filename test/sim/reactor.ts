@@ -41,6 +41,8 @@ type Fault = {
 export interface SimFile {
   readonly place: 'origin' | 'storage' | 'backup';
   readonly size: number;
+  /** What is written to it tells the real time, in as many digits as that has. */
+  readonly tellsTime?: boolean;
   /** Faults that struck it. */
   readonly faults: Record<Operation['kind'], number>;
   read(offset: number, into: Uint8Array): void;
@@ -142,11 +144,12 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
     this.clock.note(...values);
   }
 
-  end(completion: Completion, result: number): void {
+  /** `traced`: what two runs must have in common of the result. */
+  end(completion: Completion, result: number, traced = result): void {
     this.#inFlight--;
     if (this.#dead) return;
     this.#completed = true;
-    this.note(this.clock.nowUs, result);
+    this.note(this.clock.nowUs, traced);
     completion.complete(result);
   }
 
@@ -269,7 +272,7 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
       return;
     }
     this.#schedule(file, { ...operation, length }, totalUs, (result) =>
-      this.end(completion, fault < 0 ? fault : result),
+      this.end(completion, fault < 0 ? fault : result, 'tellsTime' in file && file.tellsTime ? fault : result),
     );
   }
 

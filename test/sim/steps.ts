@@ -5,10 +5,11 @@ import type { Prng } from '../../src/util/prng.ts';
 import { check } from './check.ts';
 import { SimClient } from './client.ts';
 import { harass } from './hostile.ts';
+import { drawPlace } from './persistent.ts';
 import { SlowFilter } from './slow-filter.ts';
 import { askStatus } from './status.ts';
 import { drawStorage, take } from './takes.ts';
-import { Traffic } from './traffic.ts';
+import { Traffic, mayFail } from './traffic.ts';
 import { World } from './world.ts';
 import type { SimDisk } from './world.ts';
 
@@ -83,7 +84,7 @@ export async function runStep(world: World, step: Step, random: Prng): Promise<W
       release(world, random);
       break;
     case 'dirty':
-      dirty(world, random);
+      await dirty(world, random);
       break;
     case 'resize':
       await resize(world, random);
@@ -198,7 +199,12 @@ async function append(world: World, random: Prng): Promise<void> {
   const { storagePages } = world.machine.weather;
   if (snapshot === undefined || storagePages === Infinity) return;
   world.reactor.clock.calm++;
-  await world.reactor.until(world.set.append(snapshot.id, drawStorage(world, random)));
+  const kept = world.kept.get(snapshot);
+  const place = kept === undefined ? drawStorage(world, random) : drawPlace(world, kept, random);
+  await world.reactor.until(world.set.append(snapshot.id, place)).catch((error: unknown) => {
+    // A journal that has failed takes no more places.
+    if (kept === undefined || !mayFail(world)) throw error;
+  });
   world.reactor.clock.calm--;
   await traffic(world, random, 10 + random.below(20));
 }
@@ -213,16 +219,18 @@ function release(world: World, random: Prng): void {
   const end = Math.min(chunks, first + 1 + random.below(40));
   const endByte = Math.min(end * CHUNK, held.content.length);
   held.image.release(first * CHUNK, endByte - first * CHUNK);
+  // What outlives the daemon stays whole.
+  if (held.image.readOnly) return;
   for (let chunk = first; chunk < end; chunk++) held.released.add(chunk);
 }
 
 /** Ranges that somebody says have changed are told as changed since every snapshot before. */
-function dirty(world: World, random: Prng): void {
+async function dirty(world: World, random: Prng): Promise<void> {
   const { model, tracker } = world.disks[random.below(world.disks.length)]!;
   const size = model.content.length;
   const offset = random.below(size);
   const length = 1 + random.below(size - offset);
-  tracker.markDirty([{ offset, length }]);
+  await world.reactor.until(tracker.markDirty([{ offset, length }]));
   const { map, blockSize, changeNumber } = tracker.cbt;
   for (let at = offset; at < offset + length; at = (Math.floor(at / blockSize) + 1) * blockSize) {
     if (map[Math.floor(at / blockSize)] !== changeNumber)
@@ -272,9 +280,13 @@ async function changeFilters({ disks, reactor }: World, random: Prng): Promise<v
 
 /** The daemon ends in order, leaving nothing behind, and is started again; somebody else may write in between. */
 async function restart(world: World, random: Prng): Promise<World> {
+  // What a sync has dropped is no clean end: in doubt when the machine stops then.
+  const doubt = world.disks.some(({ model, file, syncFaults }) => model.unreliable || file.faults.sync > syncFaults);
   await world.stop();
-  world.writeForeign(random);
-  const next = await World.start(world.machine);
+  const power = world.machine.weather.persistent > 0 && random.chance(0.4);
+  if (power) world.losePower(random);
+  if (world.machine.weather.persistent === 0 || random.chance(0.5)) world.writeForeign(random);
+  const next = await World.start(world.machine, power && doubt ? 'doubt' : '');
   await check(next);
   return next;
 }
@@ -305,7 +317,7 @@ async function die(world: World, random: Prng, power: boolean): Promise<World> {
   await world.reactor.until(flow.remoteEnded());
   for (const client of world.clients) if (!client.vanished) await world.reactor.until(client.close());
   if (random.chance(0.3)) world.writeForeign(random);
-  const next = await World.start(world.machine);
+  const next = await World.start(world.machine, power ? 'power' : '');
   await check(next);
   return next;
 }

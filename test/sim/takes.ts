@@ -13,6 +13,7 @@ import { SMALLEST_PIECE_BYTES } from '../../src/nbd/limits.ts';
 import type { SnapshotImage } from '../../src/blksnap/image.ts';
 import type { Change } from './disk-model.ts';
 import { overlaps } from './disk-model.ts';
+import { drawPlace, forgetKept, journalPlace, newKept } from './persistent.ts';
 import { mayFail } from './traffic.ts';
 import { VirtualFile } from './virtual-file.ts';
 import type { SimDisk, SimImage, World } from './world.ts';
@@ -36,15 +37,21 @@ export async function take(world: World, random: Prng): Promise<void> {
     before: owner.model.content.slice(),
     maybe: [...owner.model.uncertain],
   }));
+  const { persistent: often } = machine.weather;
+  const whole = chosen.every(({ tracker, disk }) => tracker.below === disk.device);
+  const kept = often > 0 && random.chance(often) && whole ? newKept(machine) : null;
   const heard = chosen.map(({ model }, i) => model.listen((change) => planned[i]!.maybe.push(change)));
   const snapshot = await set
     .create(
       chosen.map(({ tracker }) => tracker),
-      drawStorage(world, random),
+      kept === null ? drawStorage(world, random) : drawPlace(world, kept, random),
+      kept === null ? {} : { persistent: { open: () => journalPlace(world, kept), memo: null } },
     )
     .finally(() => heard.forEach((stop) => stop()))
     .catch((error: unknown) => {
-      if (storagePages !== Infinity || machine.weather.storageWriteError > 0) return null;
+      if (kept !== null) forgetKept(machine, kept);
+      const { storageWriteError, hoggedArena } = machine.weather;
+      if (storagePages !== Infinity || storageWriteError > 0 || (kept !== null && hoggedArena > 0)) return null;
       throw error;
     });
   if (snapshot === null) return;
@@ -70,6 +77,10 @@ export async function take(world: World, random: Prng): Promise<void> {
   expectOrder(verdicts);
   world.held.set(snapshot, images);
   for (const { image } of images) world.serving.offerImage(image);
+  if (kept === null) return;
+  world.kept.set(snapshot, kept);
+  kept.images = new Map(images.map((image) => [image.owner.disk.name, image]));
+  kept.answered = true;
 }
 
 /** A place of its own, as large as the weather has it. */

@@ -284,7 +284,7 @@ export class Traffic {
   #changeImage(held: SimImage, random: Prng): void {
     const range = this.#range(random, held.content.length);
     const io = this.#drawChange(random, range);
-    if (isReleased(held, range) || held.busy > 0) return;
+    if (isReleased(held, range) || held.busy > 0 || held.image.readOnly) return;
     const way = this.#way(held.image, random);
     const done = this.#claim(held, range, true);
     if (done !== null) this.#start(way, this.#runImageChange(held, way, io).finally(done));

@@ -24,11 +24,15 @@ export interface VirtualFileOptions {
   readonly capacityPages?: number;
   /** Whether it is an origin, whose data must outlive a power loss. */
   readonly kept?: boolean;
+  /** Whether it is another file that a power loss does not take. */
+  readonly logged?: boolean;
 }
 
 export class VirtualFile implements HoleFinder, SimFile {
   readonly name: string;
   readonly place: 'origin' | 'storage';
+  readonly #logged: boolean;
+  readonly tellsTime: boolean;
   size: number;
   capacityPages: number;
   /** Faults that were injected into operations on this file. */
@@ -39,11 +43,13 @@ export class VirtualFile implements HoleFinder, SimFile {
   readonly #platter = new Map<number, Uint8Array>();
   readonly #unsynced: Unsynced[] = [];
 
-  constructor({ name, size, capacityPages = Infinity, kept = false }: VirtualFileOptions) {
+  constructor({ name, size, capacityPages = Infinity, kept = false, logged = kept }: VirtualFileOptions) {
     this.name = name;
     this.size = size;
     this.capacityPages = capacityPages;
     this.place = kept ? 'origin' : 'storage';
+    this.#logged = logged;
+    this.tellsTime = name === 'journal';
   }
 
   /** A number for the file. It is a real descriptor of nothing, so that whoever has to close it can. */
@@ -149,7 +155,7 @@ export class VirtualFile implements HoleFinder, SimFile {
   // --- the platter ----------------------------------------------------------------------------
 
   #log(offset: number, length: number): void {
-    if (this.place !== 'origin' || length <= 0) return;
+    if (!this.#logged || length <= 0) return;
     const last = Math.floor((offset + length - 1) / SECTOR);
     for (let sector = Math.floor(offset / SECTOR); sector <= last; sector++) {
       const bytes = new Uint8Array(SECTOR);

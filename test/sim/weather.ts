@@ -34,6 +34,8 @@ export interface Weather {
   readonly cowTimeoutMs: number;
   /** Whether the change map is in a file, which outlives a killed daemon. */
   readonly mapInFile: boolean;
+  /** Takes that are to outlive the daemon. */
+  readonly persistent: number;
 }
 
 const KIB = 1024;
@@ -49,7 +51,7 @@ export function drawWeather(seed: number): Weather {
     random.chance(chance) ? (most * (1 + random.below(10))) / 10 : 0;
   const failing = random.chance(0.45);
   const fails = (most: number): number => (failing ? often(0.5, most) : 0);
-  return {
+  const weather = {
     originReadError: fails(0.02),
     originWriteError: fails(0.03),
     syncError: fails(0.1),
@@ -72,4 +74,5 @@ export function drawWeather(seed: number): Weather {
     cowTimeoutMs: failing && random.chance(0.4) ? 20 : 10_000,
     mapInFile: random.chance(0.5),
   };
+  return { ...weather, persistent: weather.mapInFile && random.chance(0.6) ? 0.7 : 0 };
 }

@@ -25,6 +25,8 @@ import type { SimClient } from './client.ts';
 import { VICTIM, VICTIM_BYTES } from './hostile.ts';
 import { Depot } from './depot.ts';
 import { VirtualFile } from './virtual-file.ts';
+import { letGo, restoreAll } from './persistent.ts';
+import type { Kept } from './persistent.ts';
 import type { Weather } from './weather.ts';
 
 const SECTOR = 512;
@@ -74,6 +76,10 @@ export interface Machine {
     readonly past: Past[];
     readonly proxy: string;
   }>;
+  /** Persistent snapshots, in the order of their takes. */
+  readonly persistent: Kept[];
+  /** Disks that somebody else has written to since the last daemon ended. */
+  readonly foreign: Set<string>;
   /** A time for each thing that begins or ends: what ended before another began has a lower one. */
   tick(): number;
 }
@@ -92,7 +98,16 @@ export function newMachine(clock: SimClock, weather: Weather, directory: string)
     return { model: new DiskModel(`disk${i}`, content), file, past: [], proxy };
   });
   let ticks = 0;
-  return { clock, weather, directory, depot: new Depot(directory), disks, tick: () => ++ticks };
+  return {
+    clock,
+    weather,
+    directory,
+    depot: new Depot(directory),
+    disks,
+    persistent: [],
+    foreign: new Set(),
+    tick: () => ++ticks,
+  };
 }
 
 /** The product's device on a descriptor, which knows from the file where its holes are. */
@@ -136,6 +151,8 @@ export class World {
   readonly set: SnapshotSet;
   readonly disks: SimDisk[] = [];
   readonly held = new Map<Snapshot, SimImage[]>();
+  /** Those of them that are persistent. */
+  readonly kept = new Map<Snapshot, Kept>();
   readonly serving: Serving;
   readonly clients: SimClient[] = [];
   /** Processes that back up, restore or prune. */
@@ -151,9 +168,12 @@ export class World {
   readonly whenDead: Promise<void>;
   #tellDead!: () => void;
 
-  static async start(machine: Machine): Promise<World> {
+  /** `excuse`: why persistent snapshots may not come back. */
+  static async start(machine: Machine, excuse = ''): Promise<World> {
     const world = new World(machine);
     for (const each of machine.disks) await world.#open(each);
+    await restoreAll(world, excuse);
+    machine.foreign.clear();
     return world;
   }
 
@@ -211,6 +231,7 @@ export class World {
       // All of it is on the platter then, also what a sync that failed had dropped.
       file.resize(file.size);
       model.restart(contentOf(file));
+      this.machine.foreign.add(file.name);
       // The times of a file tell of it.
       const time = Date.now() / 1000 + 600 + random.below(600);
       fs.utimesSync(proxy, time, time);
@@ -240,8 +261,11 @@ export class World {
   async destroy(snapshot: Snapshot): Promise<void> {
     for (const image of this.held.get(snapshot) ?? []) remember(this.past(image.owner), image);
     this.held.delete(snapshot);
+    const kept = this.kept.get(snapshot);
+    if (kept !== undefined) kept.going = true;
     for (const image of snapshot.images) await this.serving.withdrawImage(image);
     await this.set.destroy(snapshot.id);
+    this.kept.delete(snapshot);
   }
 
   /** All snapshots and disks are closed in order; nothing may be left. */
@@ -275,7 +299,7 @@ export class World {
     }
     // What has heard of its end may still go on to its next wait, with the maps in its hands.
     await macrotask();
-    for (const { storage } of this.held.keys()) for (const piece of storage.pieces) piece.close();
+    for (const snapshot of this.held.keys()) letGo(snapshot);
     for (const { model, file, tracker, syncFaults } of this.disks) {
       // The kernel lets go of what a killed process had mapped; without a clean mark.
       tracker.cbt.close(false);
@@ -290,7 +314,22 @@ export class World {
       if (power) model.lostPower(actual);
       else model.reopened(actual);
     }
+    if (power) for (const kept of this.machine.persistent) losePower(kept, reactor.random);
   }
+
+  /** The machine stops after the daemon has ended in order. */
+  losePower(random: Prng): void {
+    for (const { model, file } of this.machine.disks) {
+      if (this.machine.weather.mapInFile) this.#otherBoot(file.name);
+      file.losePower(random);
+      model.lostPower(contentOf(file));
+    }
+    for (const kept of this.machine.persistent) losePower(kept, random);
+  }
+}
+
+function losePower({ journal, places }: Kept, random: Prng): void {
+  for (const file of [journal, ...places.values()]) file.losePower(random);
 }
 
 function contentOf(file: VirtualFile): Uint8Array {

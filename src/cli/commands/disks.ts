@@ -203,7 +203,7 @@ function statusFields(state: StatusView): Array<[string, string]> {
     ['I/O driver', driver],
     ['I/O threads', String(state.ioThreads)],
     ['disks', `${state.disks}${failed}`],
-    ['snapshots', String(state.snapshots)],
+    ['snapshots', `${state.snapshots}${state.refusedSnapshots === 0 ? '' : `, ${state.refusedSnapshots} refused`}`],
     ['kernel devices', String(state.kernelDevices)],
     ...copyFields(state.copies),
     ...parameterFields(state.parameters),

@@ -22,6 +22,7 @@ interface CreateOptions extends CommonOptions, HookOptions {
   readonly limit?: number;
   readonly dev?: boolean;
   readonly via?: Via;
+  readonly persistent?: boolean;
 }
 
 interface EventOptions extends CommonOptions {
@@ -35,16 +36,22 @@ export function addSnapshotCommands(program: Command): void {
     .command('snapshot')
     .summary('Take, list, show, watch and destroy snapshots')
     .description(
-      'Snapshots show disks as they were at one instant. They last until they are destroyed or the daemon ends.',
+      'Snapshots show disks as they were at one instant. They last until they are destroyed or the daemon ends; persistent ones come back with it.',
     );
 
   addCommand(snapshot, 'create <name...>', {
     summary: 'Freeze disks at one instant',
     more:
       'Prints the id and the NBD URI of the image of each disk, and its device in /dev where it has one, as the images of ' +
-      'disks that have one do. Images are writable; their writes go with them.',
-    examples: ['snapshot create vm', 'snapshot create system data --storage /var/tmp --limit 10G'],
+      'disks that have one do. Images are writable; their writes go with them. Those of a persistent snapshot are ' +
+      'read-only, and are there again after a restart or kill -9 of the daemon.',
+    examples: [
+      'snapshot create vm',
+      'snapshot create system data --storage /var/tmp --limit 10G',
+      'snapshot create vm --persistent --storage /var/lib/blksnap',
+    ],
   })
+    .option('--persistent', 'outlives the daemon; a write that touches data first waits until its copy is recorded')
     .option('--storage <place>', 'where overwritten data goes: a directory, a new file, a block device, or :memory:')
     .option('--limit <size>', 'most that may be kept there', (text: string) => parseSize(text))
     .option('--dev', 'make a device in /dev for each image, loading the kernel module for it')
@@ -99,17 +106,9 @@ async function create(names: string[], options: CreateOptions): Promise<void> {
   const client = await connect(options);
   const storage = storagePlace(options.storage);
   const hooks = hooksOf(options);
-  const { limit: limitBytes, dev: kernelDevice, via } = options;
-  const { fsfreeze } = options;
-  const snapshot = await client.createSnapshot({
-    disks: names,
-    storage,
-    limitBytes,
-    hooks,
-    fsfreeze,
-    kernelDevice,
-    via,
-  });
+  const { limit: limitBytes, persistent, fsfreeze, dev: kernelDevice, via } = options;
+  const request = { disks: names, storage, limitBytes, persistent, hooks, fsfreeze, kernelDevice, via };
+  const snapshot = await client.createSnapshot(request);
   if (typeof snapshot.freeze?.thawError === 'string')
     printError(new Error(snapshot.freeze.thawError), options.json ?? false);
   if (options.json) {
@@ -154,12 +153,15 @@ async function list(options: CommonOptions): Promise<void> {
         },
         {
           heading: 'DISKS',
-          value: ({ images }) =>
-            images.map(({ disk, error }) => (error === null ? disk : `${disk} (${error})`)).join(', '),
+          value: ({ images, failure }) =>
+            failure !== null
+              ? `refused (${failure.code})`
+              : images.map(({ disk, error }) => (error === null ? disk : `${disk} (${error})`)).join(', '),
         },
       ],
       snapshots,
     );
+    for (const { id, failure } of snapshots) if (failure !== null) printLine(`\n${id}: ${failure.message}`);
   }
 }
 
@@ -177,6 +179,7 @@ async function show(given: string, options: CommonOptions): Promise<void> {
     ['storage', snapshot.places.map(({ path }) => path).join(', then ')],
     ['kept', formatSize(snapshot.usedBytes)],
     ['limit', snapshot.limitBytes === null ? 'none' : formatSize(snapshot.limitBytes)],
+    ...(snapshot.persistent ? [['persistent', persistence(snapshot)] as const] : []),
     ...(snapshot.leaseMs === null
       ? []
       : [['lease', `goes ${formatSeconds(snapshot.leaseMs / 1000)} after its client`] as const]),
@@ -193,6 +196,10 @@ async function show(given: string, options: CommonOptions): Promise<void> {
       ['state', image.error === null ? 'good' : `lost (${image.error})`],
     ]);
   }
+}
+
+function persistence({ failure }: SnapshotView): string {
+  return failure === null ? 'comes back with the daemon' : `refused: ${failure.message}`;
 }
 
 async function events(given: string, options: EventOptions): Promise<void> {
