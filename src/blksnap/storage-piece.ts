@@ -6,6 +6,7 @@ import { ERRNO } from '../util/errors.ts';
 import { MIB } from '../util/units.ts';
 import { ALLOCATE_RESERVE, completed } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
+import { freeBytes } from '../io/files.ts';
 import { CHUNK } from './chunk-table.ts';
 import { closeStoragePlace } from './storage-place.ts';
 import type { StoragePlace } from './storage-place.ts';
@@ -124,12 +125,14 @@ export class StoragePiece {
     this.#full = false;
   }
 
-  /** Reserves the next portion, or what still fits of it. 0, or an errno when nothing more fits. */
+  /** Reserves the next portion, or what still fits of it, but at most half of what is free there: an origin may lie
+   *  beside it, and need room of its own. 0, or an errno when nothing more fits. */
   async reserve(): Promise<number> {
     if (this.#o.place.kind !== 'file') return 0;
     this.#reserving = true;
     const from = Math.max(this.#reserved, this.#next);
-    let count = Math.min(this.portionBytes / CHUNK, this.#limit - from);
+    const half = Math.max(SMALLEST_PORTION / CHUNK, Math.floor(freeBytes(this.path) / 2 / CHUNK));
+    let count = Math.min(this.portionBytes / CHUNK, this.#limit - from, half);
     let result = 0;
     for (; count > 0; count = Math.floor(count / 4)) {
       const length = count * CHUNK;

@@ -71,6 +71,16 @@ export function onTmpfs(path: string): boolean {
   return fs.statfsSync(existing).type === TMPFS_MAGIC;
 }
 
+/** How much the file system there has left for its users; Infinity where it does not say. */
+export function freeBytes(path: string): number {
+  try {
+    const { bavail, bsize } = fs.statfsSync(path);
+    return bavail * bsize;
+  } catch {
+    return Infinity;
+  }
+}
+
 const { O_RDWR, O_CREAT, O_EXCL, O_DIRECTORY } = fs.constants;
 /** __O_TMPFILE | O_DIRECTORY. */
 const O_TMPFILE = 0x400000 | O_DIRECTORY;
