@@ -1,14 +1,16 @@
-/** The typed client of the API, over the daemon's unix socket.
+/** The typed client of the API, over the daemon's unix socket, or over TCP with its token.
  *
  *      const client = new Client();
  *      const disk = await client.attach({ path: '/srv/vm.img' });
  *      const snapshot = await client.createSnapshot({ disks: [disk.name] });
  *
+ *      const distant = new Client({ url: 'https://host:10811', tokenFile: '/etc/token', caFile: '/etc/ca-cert.pem' });
+ *
  *  Every method fails with the BlksnapError that the daemon reported; ECONNREFUSED when none runs. */
 
 import http from 'node:http';
+import https from 'node:https';
 import type { z } from '@hono/zod-openapi';
-import { daemonPaths } from '../daemon/paths.ts';
 import type {
   CbtView,
   DiskView,
@@ -31,6 +33,8 @@ import type {
   snapshotRequest,
   storageRequest,
 } from './schema.ts';
+import { openTransport } from './transport.ts';
+import type { ClientOptions, Transport } from './transport.ts';
 
 export type {
   CbtView,
@@ -43,11 +47,6 @@ export type {
   SnapshotView,
   StatusView,
 };
-
-interface ClientOptions {
-  /** The daemon's directory; default as the daemon's own. */
-  readonly dir?: string | undefined;
-}
 
 interface Request {
   readonly method: string;
@@ -64,16 +63,21 @@ function mappedPath(name: string): string {
 const NOBODY_THERE = new Set(['ENOENT', 'ECONNREFUSED', 'ENOTDIR']);
 
 export class Client {
-  readonly #directory: string;
-  /** The daemon's NBD socket for its owner, where no TLS is asked for. */
-  readonly nbdSocket: string;
-  readonly #socketPath: string;
+  readonly #transport: Transport;
 
+  /** Errors: as `openTransport`. */
   constructor(options: ClientOptions = {}) {
-    const paths = daemonPaths(options.dir);
-    this.#directory = paths.run;
-    this.#socketPath = paths.apiSocket;
-    this.nbdSocket = paths.nbdSocket;
+    this.#transport = openTransport(options);
+  }
+
+  /** The daemon's NBD socket for its owner, where no TLS is asked for. Errors: EOPNOTSUPP over TCP. */
+  get nbdSocket(): string {
+    const { nbdSocket, place } = this.#transport;
+    if (nbdSocket !== null) return nbdSocket;
+    throw new BlksnapError(
+      'EOPNOTSUPP',
+      `Cannot read disks through the API at ${place}: run this on the daemon's machine, with --dir, or read them over NBD`,
+    );
   }
 
   status(): Promise<StatusView> {
@@ -317,7 +321,7 @@ export class Client {
     try {
       return await collect(response);
     } catch (cause) {
-      throw toBlksnapError(cause, `The daemon at ${this.#directory} ended while it answered`);
+      throw toBlksnapError(cause, `The daemon at ${this.#transport.place} ended while it answered`);
     }
   }
 
@@ -333,14 +337,14 @@ export class Client {
     };
     const response = await new Promise<http.IncomingMessage>((resolve, reject) => {
       const options = {
-        socketPath: this.#socketPath,
+        ...this.#transport.request,
         method,
         path,
-        headers,
+        headers: { ...this.#transport.headers, ...headers },
         agent: false,
         ...(signal ? { signal } : {}),
       };
-      http
+      (this.#transport.isSecure ? https : http)
         .request(options, resolve)
         .once('error', (cause) => reject(this.#unreachable(cause)))
         .end(payload);
@@ -352,11 +356,16 @@ export class Client {
   #unreachable(cause: NodeJS.ErrnoException): BlksnapError {
     if (cause.name === 'AbortError') return new BlksnapError('ECANCELED', 'Cancelled');
     if (NOBODY_THERE.has(cause.code ?? '')) {
-      return new BlksnapError('ECONNREFUSED', `no daemon at ${this.#directory}; start one with \`blksnap daemon\``, {
-        cause,
-      });
+      return new BlksnapError(
+        'ECONNREFUSED',
+        `no daemon at ${this.#transport.place}; start one with \`blksnap daemon\``,
+        {
+          cause,
+        },
+      );
     }
-    return toBlksnapError(cause, `Cannot reach the daemon at ${this.#directory}`);
+    const next = /CERT|SIGNATURE/.test(cause.code ?? '') ? "; name its authority's certificate with --api-ca" : '';
+    return toBlksnapError(cause, `Cannot reach the daemon at ${this.#transport.place}${next}`);
   }
 }
 

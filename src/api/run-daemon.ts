@@ -13,6 +13,9 @@ import { loadServerCredentials } from '../nbd/tls-credentials.ts';
 import type { ServerCredentials, ServerFiles } from '../nbd/tls-credentials.ts';
 import { BlksnapError } from '../util/errors.ts';
 import { VERSION } from '../util/version.ts';
+import type { ApiServer } from './server.ts';
+import { openTcpApi } from './tcp-api.ts';
+import type { TcpApiRequest } from './tcp-api.ts';
 
 export interface DaemonProcessOptions {
   /** Where its sockets and state go; undefined for the place by convention. */
@@ -20,8 +23,9 @@ export interface DaemonProcessOptions {
   /** Null: only the unix socket in the directory. */
   readonly nbd: SocketAddress | null;
   readonly sharedSocket: string | null;
-  /** What TLS on that address needs. */
+  /** What TLS on TCP needs. */
   readonly tls: ServerFiles;
+  readonly tcpApi: TcpApiRequest;
   /** TCP without TLS where other machines can connect. */
   readonly insecureTcp: boolean;
   /** Null: the best that works. */
@@ -52,11 +56,12 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
   const filterModules = options.filterModules.map((given) => resolveFilterModule(given, process.cwd()));
   const paths = daemonPaths(options.dir);
   const { nbd, sharedSocket, driver, ioThreads, parameters } = options;
-  const tls = nbdCredentials(options);
+  const credentials = loadedCredentials(options);
+  const tcp = openTcpApi(options.tcpApi, { credentials, insecureTcp: options.insecureTcp });
   const starting = Daemon.start({
     paths,
     nbd,
-    tls,
+    tls: nbd === null ? null : credentials,
     sharedSocket,
     driver,
     ioThreads,
@@ -66,15 +71,23 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
     onFatal: end,
   });
   // The API's code loads while the I/O thread starts.
-  const [{ serveApi }, daemon] = await Promise.all([import('./server.ts'), starting]);
+  const [{ serveApi }, { serveApiOnTcp }, daemon] = await Promise.all([
+    import('./server.ts'),
+    import('./tcp-server.ts'),
+    starting,
+  ]);
+  const servers: ApiServer[] = [];
   try {
     await attachMissing(daemon, options.disks);
-    const api = await serveApi(paths.apiSocket, daemon, log);
+    servers.push(await serveApi(paths.apiSocket, daemon, log));
+    const overTcp = tcp === null ? null : await serveApiOnTcp({ daemon, log }, tcp);
+    if (overTcp !== null) servers.push(overTcp);
     const { nbdUri, driver: used, driverReason } = await daemon.status();
     log.info(
       {
         version: VERSION,
         api: paths.apiSocket,
+        ...(overTcp === null ? {} : { apiTcp: overTcp.url }),
         nbd: nbdUri,
         driver: used,
         ...(driverReason === '' ? {} : { driverReason }),
@@ -83,9 +96,9 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
     );
     const cause = await ended;
     if (cause !== null) log.fatal({ err: cause.cause ?? cause }, `cannot go on: ${cause.message}`);
-    await api.close();
     return cause;
   } finally {
+    await Promise.all(servers.map((server) => server.close()));
     for (const signal of signals) process.off(signal, onSignal);
     await daemon.stop();
     log.info('ended');
@@ -93,11 +106,14 @@ export async function runDaemon(options: DaemonProcessOptions): Promise<BlksnapE
 }
 
 /** Errors: EINVAL for TLS without an address, and for an open address without TLS. */
-function nbdCredentials({ nbd, tls, insecureTcp }: DaemonProcessOptions): ServerCredentials | null {
+function loadedCredentials({ nbd, tcpApi, tls, insecureTcp }: DaemonProcessOptions): ServerCredentials | null {
   const credentials = loadServerCredentials(tls);
   if (nbd !== null) refuseExposed(nbd, { tls: credentials !== null, insecure: insecureTcp });
-  else if (credentials !== null) {
-    throw new BlksnapError('EINVAL', 'Cannot use TLS: the unix socket is for its owner alone; give --nbd host:port');
+  else if (credentials !== null && tcpApi.address === undefined) {
+    throw new BlksnapError(
+      'EINVAL',
+      'Cannot use TLS: the unix socket is for its owner alone; give --nbd host:port or --api-tcp host:port',
+    );
   }
   return credentials;
 }

@@ -1,7 +1,9 @@
 /** The API on a unix socket that only its owner may use. */
 
 import fs from 'node:fs';
+import type { ListenOptions } from 'node:net';
 import { createAdaptorServer } from '@hono/node-server';
+import type { ServerType } from '@hono/node-server';
 import type { Daemon } from '../daemon/daemon.ts';
 import type { Log } from '../daemon/log.ts';
 import { toBlksnapError } from '../util/errors.ts';
@@ -23,13 +25,18 @@ export async function serveApi(socketPath: string, daemon: Daemon, log: Log): Pr
   fs.rmSync(socketPath, { force: true });
   const mask = process.umask(0o177);
   try {
-    await new Promise<void>((resolve, reject) => {
-      server.once('error', (cause) => reject(toBlksnapError(cause, 'Cannot serve the API')));
-      server.listen(socketPath, resolve);
-    });
+    return await runServer(server, { path: socketPath }, ending);
   } finally {
     process.umask(mask);
   }
+}
+
+/** Listens; what is returned ends it, and aborts `ending`. Errors: EADDRINUSE and the like. */
+export async function runServer(server: ServerType, where: ListenOptions, ending: AbortController): Promise<ApiServer> {
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', (cause) => reject(toBlksnapError(cause, 'Cannot serve the API')));
+    server.listen(where, resolve);
+  });
   return {
     async close() {
       ending.abort();

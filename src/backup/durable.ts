@@ -11,7 +11,7 @@ export const PARTIAL = '.partial';
 /** Puts `text` in place of the file's content, all or nothing. */
 export function replaceFile(file: string, text: string): void {
   const partial = file + PARTIAL;
-  const fd = fs.openSync(partial, 'w', 0o644);
+  const fd = fs.openSync(partial, 'w', 0o600);
   try {
     fs.writeFileSync(fd, text);
     fs.fsyncSync(fd);
@@ -27,9 +27,9 @@ export function renameDurably(from: string, to: string): void {
   syncDirectory(path.dirname(to));
 }
 
-/** Makes a directory and those above it. */
+/** Makes a directory and those above it, for their owner alone. */
 export function makeDirectoryDurably(directory: string): void {
-  if (makeDirectories(directory)) syncDirectory(path.dirname(directory));
+  if (makeDirectories(directory, 0o700)) syncDirectory(path.dirname(directory));
 }
 
 /** Bytes of a file, or null when there is none. */

@@ -36,7 +36,7 @@ export function writeSums(diskPath: string, id: string, sums: FileSums): string 
   const text = [`blksnap-sums 1 ${sums.fileBytes} ${sums.rangeBytes}`, ...sums.checksums, ''].join('\n');
   const checksum = checksumOf(text);
   const file = sumsFile(diskPath, id, checksum);
-  const fd = fs.openSync(file, 'w', 0o644);
+  const fd = fs.openSync(file, 'w', 0o600);
   try {
     fs.writeFileSync(fd, text);
     fs.fsyncSync(fd);

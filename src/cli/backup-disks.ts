@@ -35,6 +35,7 @@ export async function backUpDisks(names: readonly string[], options: BackupOptio
   const mode = modeOf(options);
   giveWay();
   const client = await connect(options);
+  const { nbdSocket } = client;
   const identities = new Map<string, string>();
   for (const name of names) identities.set(name, (await client.disk(name)).path);
   await withReactor(async (context) => {
@@ -47,7 +48,7 @@ export async function backUpDisks(names: readonly string[], options: BackupOptio
     try {
       for (const name of names) {
         const readOnce = options.snapshot === undefined && !sharesItsDisk(name, names);
-        const job = { snapshot, name, identity: identities.get(name) ?? null, mode, readOnce };
+        const job = { nbdSocket, snapshot, name, identity: identities.get(name) ?? null, mode, readOnce };
         const result = await backUpImage(client, job, { ...context, options });
         report(name, snapshot, result, options.json ?? false);
       }
@@ -100,6 +101,7 @@ async function takenSnapshot(client: Client, names: readonly string[], options: 
 }
 
 interface Job {
+  readonly nbdSocket: string;
   readonly snapshot: SnapshotView;
   readonly name: string;
   readonly identity: string | null;
@@ -110,7 +112,7 @@ interface Job {
 
 async function backUpImage(
   client: Client,
-  { snapshot, name, identity, mode, readOnce }: Job,
+  { nbdSocket, snapshot, name, identity, mode, readOnce }: Job,
   { reactor, pool, signal, options }: IoContext & { readonly options: BackupOptions },
 ): Promise<BackupResult> {
   const image = snapshot.images.find(({ disk }) => disk === name);
@@ -119,7 +121,7 @@ async function backUpImage(
     throw new BlksnapError('ENOENT', `Snapshot ${snapshot.id} has no image of disk "${name}": it is of ${disks}`);
   }
   const { exportName } = parseNbdUri(readOnce ? image.readOnceUri : image.uri);
-  const address = { kind: 'unix', path: client.nbdSocket } as const;
+  const address = { kind: 'unix', path: nbdSocket } as const;
   const { generationId, changeNumber } = image;
   const source = await openNbdSource({
     disk: name,

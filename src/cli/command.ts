@@ -1,4 +1,4 @@
-/** What all commands have in common: `--dir`, `--json`, an example in the help, one way to fail. */
+/** What all commands have in common: `--dir`, `--json`, where the daemon is, an example in the help, one way to fail. */
 
 import path from 'node:path';
 import { Option } from 'commander';
@@ -9,25 +9,39 @@ import { VIAS } from '../kernel/provider.ts';
 export interface CommonOptions {
   readonly dir?: string;
   readonly json?: boolean;
+  readonly api?: string;
+  readonly apiToken?: string;
+  readonly apiCa?: string;
 }
 
 export interface CommandText {
   readonly summary: string;
   /** More, for the command's own help. */
   readonly more?: string;
+  /** It does without a daemon. */
+  readonly local?: boolean;
   readonly examples: readonly string[];
 }
 
 /** Adds a command: `usage` as commander wants it, `attach <path>`. */
-export function addCommand(parent: Command, usage: string, { summary, more, examples }: CommandText): Command {
+export function addCommand(
+  parent: Command,
+  usage: string,
+  { summary, more, local = false, examples }: CommandText,
+): Command {
   const shown = examples.map((example) => `  $ blksnap ${example}`).join('\n');
-  return parent
+  const command = parent
     .command(usage)
     .summary(summary)
     .description(more === undefined ? `${summary}.` : `${summary}. ${more}`)
     .option('--dir <dir>', "the daemon's directory (default: $BLKSNAP_DIR, or the place by convention)")
     .option('--json', 'print JSON')
     .addHelpText('after', `\nExample${examples.length > 1 ? 's' : ''}:\n${shown}`);
+  if (local) return command;
+  return command
+    .addOption(new Option('--api <url>', 'a daemon that offers its API over TCP: https://host:port').conflicts('dir'))
+    .option('--api-token <file>', 'the file that holds its token')
+    .option('--api-ca <file>', "the certificate of its certificate's authority (default: those that Node trusts)");
 }
 
 /** How to make kernel devices. */
@@ -37,10 +51,10 @@ export function viaOption(): Option {
   );
 }
 
-/** A client of the daemon in the directory that was given. */
-export async function connect({ dir }: CommonOptions): Promise<Client> {
+/** A client of the daemon in the directory, or at the URL, that was given. */
+export async function connect({ dir, api, apiToken, apiCa }: CommonOptions): Promise<Client> {
   const { Client: ApiClient } = await import('../api/client.ts');
-  return new ApiClient({ dir });
+  return new ApiClient({ dir, url: api, tokenFile: apiToken, caFile: apiCa });
 }
 
 /** The daemon works in another directory than the caller. */

@@ -7,7 +7,7 @@ import type { CommonOptions } from '../command.ts';
 import { printJson, printLine } from '../output.ts';
 
 export function addAboutCommands(program: Command): void {
-  addCommand(program, 'version', { summary: 'Print the version', examples: ['version'] }).action(version);
+  addCommand(program, 'version', { summary: 'Print the version', local: true, examples: ['version'] }).action(version);
   addCommand(program, 'openapi', {
     summary: "Print the OpenAPI document of the daemon's API",
     examples: ['openapi > blksnap.json'],

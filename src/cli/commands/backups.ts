@@ -57,12 +57,17 @@ export function addBackupCommands(program: Command): void {
       await backUpDisks(names, options);
     });
 
-  addCommand(program, 'backups <directory>', { summary: 'List restore points', examples: ['backups /backup'] })
+  addCommand(program, 'backups <directory>', {
+    summary: 'List restore points',
+    local: true,
+    examples: ['backups /backup'],
+  })
     .option('--disk <name>', 'of this disk alone')
     .action(backups);
 
   addCommand(program, 'restore <directory>', {
     summary: 'Write a restore point to a file or a block device',
+    local: true,
     more: 'Checks the whole chain first. A file appears when it is complete, and is sparse.',
     examples: [
       'restore /backup --disk vm --to /srv/vm.img',
@@ -78,6 +83,7 @@ export function addBackupCommands(program: Command): void {
 
   addCommand(program, 'verify <directory>', {
     summary: 'Check that every restore point can be restored',
+    local: true,
     more: 'Reads everything, changes nothing. Names each damaged file and the damaged bytes.',
     examples: ['verify /backup'],
   })
@@ -86,6 +92,7 @@ export function addBackupCommands(program: Command): void {
 
   addCommand(program, 'prune <directory>', {
     summary: 'Remove old restore points',
+    local: true,
     more: 'What stays can be restored: files that rest on removed ones are written anew first.',
     examples: ['prune /backup --keep-last 7'],
   })

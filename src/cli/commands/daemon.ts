@@ -15,6 +15,7 @@ interface DaemonOptions extends CommonOptions {
   readonly tlsCertificates?: string;
   readonly tlsVerifyPeer?: boolean;
   readonly tlsPsk?: string;
+  readonly apiTcp?: string;
   readonly insecureTcp?: boolean;
   readonly io?: DriverName;
   readonly ioThreads: number;
@@ -39,6 +40,7 @@ export function addDaemonCommand(program: Command): void {
       'Attaches again what was attached when it last ended, and DISK… beside it. SIGINT and SIGTERM end it in order. ' +
       'By default its sockets are in /run/blksnap and its state in /var/lib/blksnap for root, ' +
       'in $XDG_RUNTIME_DIR/blksnap and $XDG_STATE_HOME/blksnap for others; with --dir both are in there.',
+    local: true,
     examples: ['daemon', 'daemon --dir ~/snap --nbd 127.0.0.1:10809 disk.img'],
   })
     .option('--nbd <address>', 'where NBD clients connect: unix (the owner alone), or host:port as well', 'unix')
@@ -49,6 +51,8 @@ export function addDaemonCommand(program: Command): void {
     )
     .option('--tls-verify-peer', 'only for clients with a certificate of the same authority, by its name')
     .option('--tls-psk <file>', 'TLS on host:port with pre-shared keys, as psktool writes them')
+    .option('--api-tcp <address>', 'offer the API on host:port too, off loopback with --tls-certificates')
+    .option('--api-token <file>', 'what clients of --api-tcp must bring; made where the file is missing')
     .option('--insecure-tcp', 'listen without TLS where other machines can connect')
     .addOption(
       new Option('--io <driver>', 'the I/O driver (default: the best that works)').choices(['uring', 'portable']),
@@ -93,6 +97,7 @@ async function run(disks: string[], options: DaemonOptions): Promise<void> {
       verifyPeer: options.tlsVerifyPeer,
       psk: options.tlsPsk,
     },
+    tcpApi: { address: options.apiTcp, tokenFile: options.apiToken },
     insecureTcp: options.insecureTcp ?? false,
     driver: options.io ?? null,
     ioThreads: options.ioThreads,

@@ -47,6 +47,7 @@ export function addServeCommand(program: Command): void {
     more:
       'No change tracking and no snapshots: a plain NBD server until it is interrupted. ' +
       'Started by systemd socket activation (LISTEN_FDS), it serves on the sockets that it is given.',
+    local: true,
     examples: [
       'serve disk.img --socket /tmp/disk.sock',
       'serve disk.img --listen 127.0.0.1:10809 --read-only',
