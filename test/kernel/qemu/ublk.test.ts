@@ -6,18 +6,39 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { MIB } from '../../../src/util/units.ts';
 import { Machine, sh } from '../machine.ts';
 
+interface Disk {
+  readonly kernelDevice: { readonly path: string };
+}
+
 interface Snapshot {
   readonly id: string;
   readonly images: ReadonlyArray<{ readonly kernelDevice: { readonly path: string } | null }>;
 }
 
 let machine: Machine;
+/** Emulated, a program of Node takes seconds to start. */
+const LIMIT_MS = 300_000;
+
+/** A request to the daemon, past the command line. Rejects with the message of a failure. */
+async function api<T>(method: string, place: string, body?: object): Promise<T> {
+  const socket = path.join(machine.daemon.state, 'api.sock');
+  const data = body === undefined ? [] : ['-H', 'content-type: application/json', '-d', JSON.stringify(body)];
+  const said = await sh('curl', '-sS', '--unix-socket', socket, '-X', method, ...data, `http://localhost/v1/${place}`);
+  const answer = (said === '' ? {} : JSON.parse(said)) as { error?: { message: string } };
+  if (answer.error !== undefined) throw new Error(answer.error.message);
+  return answer as T;
+}
+
+/** Attaches a block device as a disk; its kernel device. */
+async function attach(device: string, name: string): Promise<string> {
+  return (await api<Disk>('POST', 'disks', { path: device, name })).kernelDevice.path;
+}
 
 // One daemon for all: to start one takes most of the time here.
 beforeAll(async () => {
   await sh('modprobe', 'ublk_drv');
   machine = await Machine.start();
-});
+}, LIMIT_MS);
 afterAll(() => machine.dispose());
 
 /** Writes a file with direct I/O and verifies every block of it, many requests at once. */
@@ -28,57 +49,67 @@ function fio(place: string, name: string, size: string): Promise<string> {
 }
 
 const kinds = [
-  { kind: 'ext4', mkfs: ['mkfs.ext4', '-q', '-b', '1024'], asImage: [], fsck: ['fsck.ext4', '-fn'] },
-  { kind: 'xfs', mkfs: ['mkfs.xfs', '-q'], asImage: ['-o', 'nouuid'], fsck: ['xfs_repair', '-n'] },
+  { kind: 'ext4', disk: '/dev/ram0', mkfs: ['mkfs.ext4', '-q', '-b', '1024'], asImage: [], fsck: ['fsck.ext4', '-fn'] },
+  { kind: 'xfs', disk: '/dev/ram1', mkfs: ['mkfs.xfs', '-q'], asImage: ['-o', 'nouuid'], fsck: ['xfs_repair', '-n'] },
 ];
 
-for (const { kind, mkfs, asImage, fsck } of kinds) {
-  test(`${kind} on it goes on while snapshots are taken, mounted and written; in use it stays`, async () => {
-    const device = await machine.attach('/dev/ram0', '--name', 'data');
-    expect(device).toMatch(/^\/dev\/ublkb\d+$/);
-    await sh(mkfs[0]!, ...mkfs.slice(1), device);
-    const place = await machine.mount(device);
-    const kept = path.join(place, 'kept');
-    fs.writeFileSync(kept, Buffer.alloc(MIB, 5), { flush: true });
-    const writing = fio(place, 'x', '8m');
-    const { id, images } = await machine.daemon.json<Snapshot>('snapshot', 'create', 'data');
-    fs.writeFileSync(kept, Buffer.alloc(MIB, 6), { flush: true });
-    const image = await machine.mount(images[0]!.kernelDevice!.path, ...asImage);
-    expect(fs.readFileSync(path.join(image, 'kept')).equals(Buffer.alloc(MIB, 5))).toBe(true);
-    fs.writeFileSync(path.join(image, 'own'), Buffer.alloc(MIB, 7), { flush: true });
-    await writing;
-    await machine.umount(image);
-    await machine.daemon.cli('snapshot', 'destroy', id);
-    await expect(machine.daemon.cli('detach', 'data')).rejects.toThrow(new RegExp(`in use: it is mounted at ${place}`));
-    expect(fs.existsSync(path.join(place, 'own'))).toBe(false);
-    expect(fs.readFileSync(kept).equals(Buffer.alloc(MIB, 6))).toBe(true);
-    await machine.umount(place);
-    await machine.daemon.cli('detach', 'data');
-    expect(fs.existsSync(device)).toBe(false);
-    await sh(fsck[0]!, ...fsck.slice(1), '/dev/ram0');
-  });
+for (const { kind, disk, mkfs, asImage, fsck } of kinds) {
+  test(
+    `${kind} on it goes on while snapshots are taken, mounted and written; in use it stays`,
+    async () => {
+      const device = await attach(disk, kind);
+      expect(device).toMatch(/^\/dev\/ublkb\d+$/);
+      await sh(mkfs[0]!, ...mkfs.slice(1), device);
+      const place = await machine.mount(device);
+      const kept = path.join(place, 'kept');
+      fs.writeFileSync(kept, Buffer.alloc(MIB, 5), { flush: true });
+      const writing = fio(place, 'x', '8m');
+      const { id, images } = await api<Snapshot>('POST', 'snapshots', { disks: [kind] });
+      fs.writeFileSync(kept, Buffer.alloc(MIB, 6), { flush: true });
+      const image = await machine.mount(images[0]!.kernelDevice!.path, ...asImage);
+      expect(fs.readFileSync(path.join(image, 'kept')).equals(Buffer.alloc(MIB, 5))).toBe(true);
+      fs.writeFileSync(path.join(image, 'own'), Buffer.alloc(MIB, 7), { flush: true });
+      await writing;
+      await machine.umount(image);
+      await api('DELETE', `snapshots/${id}`);
+      await expect(api('DELETE', `disks/${kind}`)).rejects.toThrow(new RegExp(`in use: it is mounted at ${place}`));
+      expect(fs.existsSync(path.join(place, 'own'))).toBe(false);
+      expect(fs.readFileSync(kept).equals(Buffer.alloc(MIB, 6))).toBe(true);
+      await machine.umount(place);
+      await api('DELETE', `disks/${kind}`);
+      expect(fs.existsSync(device)).toBe(false);
+      await sh(fsck[0]!, ...fsck.slice(1), disk);
+    },
+    LIMIT_MS,
+  );
 }
 
-test('daemons that are killed, or end in order, come back to a mounted file system under load', async () => {
-  const device = await machine.attach('/dev/ram0', '--name', 'data');
-  await sh('mkfs.ext4', '-q', device);
-  const place = await machine.mount(device);
-  const { images } = await machine.daemon.json<Snapshot>('snapshot', 'create', 'data');
-  const image = images[0]!.kernelDevice!.path;
-  for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
-    const writing = fio(place, signal, '24m');
-    await expect.poll(() => inFlight(device), { timeout: 60_000, interval: 5 }).toBeGreaterThan(32);
-    await machine.daemon.stop(signal);
-    const meanwhile = fs.promises.writeFile(path.join(place, 'meanwhile'), Buffer.alloc(MIB, 2), { flush: true });
-    await machine.daemon.start();
-    await Promise.all([meanwhile, writing]);
-  }
-  expect(fs.existsSync(image)).toBe(false);
-  expect(await machine.daemon.json('list')).toMatchObject({ disks: [{ kernelDevice: { path: device, via: 'ublk' } }] });
-  await machine.umount(place);
-  await machine.daemon.cli('detach', 'data');
-  await sh('fsck.ext4', '-fn', '/dev/ram0');
-});
+test(
+  'daemons that are killed, or end in order, come back to a mounted file system under load',
+  async () => {
+    const device = await attach('/dev/ram2', 'data');
+    await sh('mkfs.ext4', '-q', device);
+    const place = await machine.mount(device);
+    const { images } = await api<Snapshot>('POST', 'snapshots', { disks: ['data'] });
+    const image = images[0]!.kernelDevice!.path;
+    for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
+      const writing = fio(place, signal, '24m');
+      await expect.poll(() => inFlight(device), { timeout: 120_000, interval: 5 }).toBeGreaterThan(32);
+      await machine.daemon.stop(signal);
+      const meanwhile = fs.promises.writeFile(path.join(place, 'meanwhile'), Buffer.alloc(MIB, 2), { flush: true });
+      await machine.daemon.start();
+      await Promise.all([meanwhile, writing]);
+    }
+    expect(fs.existsSync(image)).toBe(false);
+    expect((await api<{ disks: Disk[] }>('GET', 'disks')).disks).toMatchObject([
+      { kernelDevice: { path: device, via: 'ublk' } },
+    ]);
+    await machine.umount(place);
+    await api('DELETE', 'disks/data');
+    await sh('fsck.ext4', '-fn', '/dev/ram2');
+  },
+  LIMIT_MS,
+);
 
 /** Requests that the kernel has given out. */
 function inFlight(device: string): number {
