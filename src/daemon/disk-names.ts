@@ -24,7 +24,7 @@ export function partitionName(disk: string, number: number): string {
 
 /** The disk that a name is about: itself, or the one that the partition lies on. */
 export function wholeDisk(name: string): string {
-  return name.split('/', 1)[0]!;
+  return name.replace(/\/[1-9]\d{0,9}$/, '');
 }
 
 export function defaultName(real: string): string {
