@@ -27,7 +27,6 @@ const QUICK_ENTRANTS = new Set([
   'blksnap-held',
   'blksnap-copied',
   'blksnap-daemon',
-  'blksnap-nothing',
   'blksnap-nbdcopy',
   'blksnap-backup',
   'origin',

@@ -118,6 +118,27 @@ function loadedCredentials({ nbd, tcpApi, tls, insecureTcp }: DaemonProcessOptio
   return credentials;
 }
 
+/** Gives volumes that were attached in use their own tables back where the daemon is gone: starts one for the time that
+ *  takes. Errors: EBUSY when one runs; what the first volume fails with. */
+export async function recoverVolumes(
+  options: Pick<DaemonProcessOptions, 'dir' | 'filterModules' | 'logLevel' | 'json'>,
+): Promise<Array<{ disk: string; volume: string }>> {
+  const log = openLog(options.logLevel, !options.json && process.stderr.isTTY);
+  const filterModules = options.filterModules.map((given) => resolveFilterModule(given, process.cwd()));
+  let onFatal: (cause: BlksnapError) => void = () => {};
+  const fatal = new Promise<never>((_, reject) => (onFatal = reject));
+  const paths = daemonPaths(options.dir);
+  const daemon = await Daemon.start({ paths, nbd: null, driver: null, filterModules, log, onFatal });
+  try {
+    const given = await Promise.race([daemon.giveBack(), fatal]);
+    const failed = given.find(({ failure }) => failure !== null);
+    if (failed?.failure != null) throw failed.failure;
+    return given.map(({ disk, volume }) => ({ disk, volume }));
+  } finally {
+    await daemon.stop();
+  }
+}
+
 async function attachMissing(daemon: Daemon, disks: readonly string[]): Promise<void> {
   for (const path of disks) {
     try {

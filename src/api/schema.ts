@@ -127,6 +127,7 @@ export const diskView = shape<DiskView>()(
       physicalBlockSize: z.int(),
       readOnly: z.boolean(),
       direct: z.boolean(),
+      live: z.boolean().openapi({ description: 'A device-mapper volume that others use while it is attached' }),
       filters: z.array(z.string()),
       inFlight: z.int(),
       cbt: cbtView.nullable(),
@@ -239,6 +240,9 @@ export const attachRequest = z
     readOnly: z.boolean().optional(),
     direct: z.boolean().optional().openapi({ description: 'Past the page cache' }),
     ...deviceRequest,
+    force: z.boolean().optional().openapi({
+      description: 'A volume in use: also where the machine or the daemon runs from it, or swaps to it',
+    }),
   })
   .openapi('AttachRequest');
 

@@ -66,6 +66,8 @@ export interface CbtMapOptions {
   readonly deviceSize: number;
   /** The origin's own path, to notice writes that did not pass us; null where there is none. */
   readonly originPath: string | null;
+  /** Nobody else writes to the origin, a kernel device, for as long as it exists. */
+  readonly originPrivate?: boolean;
   readonly limits?: TrackingLimits;
 }
 
@@ -334,7 +336,7 @@ function doubtAbout(fd: number, length: number, shift: number, options: CbtMapOp
   if (now?.kind === 'device' && text(header, 72) !== bootId()) {
     return 'the machine was started anew, and with it the count of what was written to the device';
   }
-  return header.getUint32(28, true) === 1 ? doubtAfterDetach(header, now) : doubtAfterKill(header, now);
+  return header.getUint32(28, true) === 1 ? doubtAfterDetach(header, now) : doubtAfterKill(header, now, options);
 }
 
 function isKnown(version: number): boolean {
@@ -347,10 +349,11 @@ function doubtAfterDetach(header: DataView, now: OriginIdentity | null): string 
   return isUntouched(then, now) ? '' : 'the disk was written while it was not attached';
 }
 
-function doubtAfterKill(header: DataView, now: OriginIdentity | null): string {
+function doubtAfterKill(header: DataView, now: OriginIdentity | null, { originPrivate }: CbtMapOptions): string {
   if (text(header, 72) !== bootId()) return 'the machine stopped before the disk was detached';
   const then = storedIdentity(header);
   if (isAnother(then, now)) return 'the disk is another one than before';
+  if (now?.kind === 'device' && originPrivate === true) return '';
   if (now?.kind === 'device')
     return 'the daemon ended without detaching a kernel device, which others may have written since';
   if (now === null || isUntouched(then, now)) return '';

@@ -29,6 +29,8 @@ export interface TrackerOptions {
   readonly mapPath: string | null;
   /** The origin's path, to notice writes made while it was not attached; null where there is none. */
   readonly originPath: string | null;
+  /** As in CbtMapOptions. */
+  readonly originPrivate?: boolean;
   readonly parameters?: Parameters;
 }
 
@@ -113,8 +115,8 @@ export class Tracker extends BlockFilter {
   }
 
   #openMap(path: string | null, deviceSize: number): CbtMap {
-    const { originPath } = this.#options;
-    return CbtMap.open({ path, deviceSize, originPath, limits: trackingLimits(this.#parameters) });
+    const { originPath, originPrivate = false } = this.#options;
+    return CbtMap.open({ path, deviceSize, originPath, originPrivate, limits: trackingLimits(this.#parameters) });
   }
 
   /** A new history begins. A map file that cannot be made is no reason to miss a change: memory will do. */
@@ -139,6 +141,12 @@ export class Tracker extends BlockFilter {
     if (area.journal === null || area.size > this.#size) return;
     if (this.cbt.keep(area.snapshotId, area.journal.journal.frames)) return;
     this.cow.break(area, ERRNO.ESTALE, false);
+  }
+
+  /** Writes have passed us by. Images show them, and the map does not have them. */
+  doubt(reason: string): void {
+    for (const area of this.cow.areas.filter(({ active }) => active)) this.cow.break(area, ERRNO.ESTALE, true);
+    this.cbt.renew(reason);
   }
 
   override async detach(): Promise<void> {

@@ -1,5 +1,6 @@
 /** What a path rests on: the file or device itself, the device of the filesystem that it lies on, the file
- *  behind a loop device, the disk of a partition, the devices under a device-mapper or md device, and so on down.
+ *  behind a loop device, the disk of a partition, the devices under a device-mapper or md device, the backend of a
+ *  volume that was attached in use, and so on down.
  *
  *  Linux alone knows (/sys, /proc/self/mountinfo); elsewhere, and where a layer does not tell, the way ends early. */
 
@@ -55,6 +56,20 @@ function addDevice(all: Set<Thing>, number: string): void {
     const below = read(`${directory}/slaves/${slave}/dev`);
     if (below !== null) addDevice(all, below);
   }
+  const backend = fs.existsSync(`${directory}/dm`) ? backendOf(number) : null;
+  if (backend !== null) addDevice(all, backend);
+}
+
+/** The UUID, in device-mapper, of the device that has the data of a volume while the volume's own table leads to a
+ *  daemon, where the way through sysfs ends (docs/live-attach.md). `number`: the volume's MAJOR:MINOR. */
+export function backendUuid(number: string): string {
+  return `BLKSNAP-${number.replace(':', '-')}`;
+}
+
+function backendOf(number: string): string | null {
+  const uuid = backendUuid(number);
+  const name = list('/sys/block').find((one) => one.startsWith('dm-') && read(`/sys/block/${one}/dm/uuid`) === uuid);
+  return name === undefined ? null : read(`/sys/block/${name}/dev`);
 }
 
 function addPath(all: Set<Thing>, path: string): void {

@@ -39,7 +39,8 @@ function openExclusively(path: string, readOnly: boolean, direct: boolean): numb
     if (code === 'EBUSY') {
       throw new BlksnapError(
         'EBUSY',
-        `Cannot open "${path}": it is mounted or in use (see lsblk); unmount or stop it first`,
+        `Cannot open "${path}": it is mounted or in use (see lsblk); unmount or stop it first. Only device-mapper volumes ` +
+          '(LVM, dm-crypt, …) can be attached while they are in use',
         { cause },
       );
     }

@@ -2,6 +2,7 @@
 
 import fs from 'node:fs';
 import type { Client, DiskView } from '../api/client.ts';
+import { deviceNumber } from '../kernel/mapper-device.ts';
 import { BlksnapError } from '../util/errors.ts';
 import { absolute } from './command.ts';
 
@@ -31,9 +32,9 @@ async function findDisk(client: Client, device: string): Promise<DiskView | unde
   const named = disks.find(({ name }) => name === device);
   if (named !== undefined) return named;
   const real = fs.existsSync(device) ? fs.realpathSync(device) : absolute(device);
-  return disks.find(
-    ({ kind, path, kernelDevice }) => (kind === 'disk' && path === real) || kernelDevice?.path === real,
-  );
+  const number = deviceNumber(real);
+  const isSame = (path: string): boolean => path === real || (number !== null && deviceNumber(path) === number);
+  return disks.find(({ kind, path, kernelDevice }) => (kind === 'disk' && isSame(path)) || kernelDevice?.path === real);
 }
 
 /** Errors: ENOENT when it is not attached. */

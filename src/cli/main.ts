@@ -8,7 +8,7 @@ import { addBackupCommands } from './commands/backups.ts';
 import { addClientCommands } from './commands/clients.ts';
 import { addConsoleSnapshotCommands } from './commands/console-snapshots.ts';
 import { addConsoleTrackingCommands } from './commands/console-tracking.ts';
-import { addDaemonCommand } from './commands/daemon.ts';
+import { addDaemonCommand, addRecoverCommand } from './commands/daemon.ts';
 import { addDiskCommands } from './commands/disks.ts';
 import { addFilterCommands } from './commands/filters.ts';
 import { addMappedCommands } from './commands/dm.ts';
@@ -35,6 +35,7 @@ function buildProgram(args: readonly string[], json: boolean): Command {
     );
   addDaemonCommand(program);
   addDiskCommands(program);
+  addRecoverCommand(program);
   addPartitionCommands(program);
   addClientCommands(program);
   addMappedCommands(program);

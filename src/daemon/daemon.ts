@@ -23,6 +23,8 @@ import type { RememberedRules } from './client-rules.ts';
 import { Disks } from './disks.ts';
 import type { Host } from './host.ts';
 import type { ClientsFrom } from './io-protocol.ts';
+import { isLive } from './live-disks.ts';
+import type { GivenBack } from './live-disks.ts';
 import { IoThreads, MAX_IO_THREADS } from './io-threads.ts';
 import { disksTogether, findJournals } from './journals.ts';
 import { KernelDevices } from './kernel-devices.ts';
@@ -36,6 +38,9 @@ import { loadState } from './state.ts';
 import { Mapped } from './mapped.ts';
 import { disksBelowMappings, mappedStateFile } from './mapped-state.ts';
 import type { StatusView } from './views.ts';
+
+/** How soon it is seen that somebody else has swapped a volume's table. */
+const WATCH_MS = 1000;
 
 export interface DaemonOptions {
   readonly paths: DaemonPaths;
@@ -74,6 +79,9 @@ export class Daemon {
   #front: TlsFront | null = null;
   #stopping: Promise<void> | null = null;
   readonly devices: KernelDevices;
+  /** An I/O thread has ended by itself. */
+  #died = false;
+  #watching: NodeJS.Timeout | undefined;
   readonly disks: Disks;
   readonly snapshots: Snapshots;
   readonly mapped: Mapped;
@@ -104,18 +112,21 @@ export class Daemon {
         {
           event: (event) => daemon?.snapshots.hear(event),
           kernelLeft: (exportName) => void daemon?.devices.lost(exportName),
-          died: (cause) => options.onFatal(cause),
+          died: (cause) => (daemon === null ? options.onFatal(cause) : daemon.#end(cause)),
         },
       );
       daemon = new Daemon(options, { lock, io, rules });
-      for (const state of remembered) await daemon.disks.restore(state);
+      for (const state of remembered.filter((one) => !isLive(one))) await daemon.disks.restore(state);
       // Before anything can write to the disks.
       await daemon.snapshots.restore(journals);
       await daemon.mapped.restore();
       await daemon.devices.restore();
+      // Whose kernel devices wait for them.
+      for (const state of remembered.filter(isLive)) await daemon.disks.recover(state);
       await daemon.#restoreRules();
       // Last, so that a client that comes back finds its disk.
       await daemon.#listen();
+      daemon.#watch();
       return daemon;
     } catch (cause) {
       if (daemon === null) lock.release();
@@ -151,6 +162,11 @@ export class Daemon {
   async #restoreRules(): Promise<void> {
     const names = new Set((await this.disks.list()).map(({ name }) => name));
     await this.#rules.restore((disk) => names.has(disk));
+  }
+
+  #end(cause: BlksnapError): void {
+    this.#died = true;
+    this.#options.onFatal(cause);
   }
 
   async #listen(): Promise<void> {
@@ -201,13 +217,41 @@ export class Daemon {
   }
 
   async #stop(): Promise<void> {
+    clearInterval(this.#watching);
     this.snapshots.stop();
     try {
+      await this.giveBack();
       await this.devices.stop();
       await this.#io.stop();
     } finally {
       await this.#front?.close();
       this.#lock.release();
+    }
+  }
+
+  /** Sees to it that volumes in use have their own tables again, while there is somebody to serve them. The next daemon
+   *  attaches them again. */
+  async giveBack(): Promise<GivenBack[]> {
+    const { liveNames } = this.disks;
+    if (liveNames.size === 0 || this.#died) return [];
+    await this.snapshots.destroyOf(liveNames);
+    return await this.disks.release();
+  }
+
+  #watch(): void {
+    let looking = false;
+    this.#watching = setInterval(() => {
+      if (looking) return;
+      looking = true;
+      void this.#look().finally(() => (looking = false));
+    }, WATCH_MS);
+  }
+
+  async #look(): Promise<void> {
+    try {
+      await this.disks.findStrayed();
+    } catch (cause) {
+      this.#options.log.error({ err: cause }, 'cannot tell whether volumes still lead here');
     }
   }
 

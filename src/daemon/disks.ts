@@ -4,31 +4,37 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import type { ByteRange } from '../backup/ranges.ts';
+import { assert } from '../util/assert.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { checkName, defaultName, realPath, wholeDisk } from './disk-names.ts';
+import { mapperDeviceAt } from '../kernel/mapper-device.ts';
+import type { MapperDevice } from '../kernel/mapper-device.ts';
 import type { Host } from './host.ts';
 import type { KernelDevices } from './kernel-devices.ts';
 import type { AttachedFilter, DiskInfo } from './io-protocol.ts';
+import { diskView, failureOf } from './disk-view.ts';
+import type { Entry } from './disk-view.ts';
+import { LiveDisks, isLive } from './live-disks.ts';
+import type { GivenBack, LiveDiskState } from './live-disks.ts';
+import { newLiveState } from './live-volume.ts';
 import type { AttachRequest, MountRequest } from './requests.ts';
 import { saveState } from './state.ts';
-import type { DiskState } from './state.ts';
-import type { DiskView, FilterView, KernelDeviceView } from './views.ts';
-
-/** A disk that is to be served, and why it is not, where it is not. */
-type Entry =
-  | { readonly kind: 'disk'; state: DiskState; failure: BlksnapError | null }
-  | { readonly kind: 'mount'; readonly directory: string; readonly point: string }
-  /** Remembered by the I/O thread. */
-  | { readonly kind: 'mapped'; readonly failure: BlksnapError | null };
+import type { DiskState, LiveState } from './state.ts';
+import type { DiskView, FilterView } from './views.ts';
 
 export class Disks {
   readonly #host: Host;
   readonly #devices: KernelDevices;
   readonly #entries = new Map<string, Entry>();
+  readonly #live: LiveDisks;
 
   constructor(host: Host, devices: KernelDevices) {
     this.#host = host;
     this.#devices = devices;
+    this.#live = new LiveDisks(host, devices, {
+      cbtPath: (name) => this.#cbtPath(name),
+      remember: (name, live) => this.#rememberLive(name, live),
+    });
   }
 
   get size(): number {
@@ -45,7 +51,7 @@ export class Disks {
     const entry: Entry = { kind: 'disk', state, failure: null };
     this.#entries.set(state.name, entry);
     try {
-      const { cbt } = await this.#open(state);
+      const { cbt } = isLive(state) ? await this.#live.attach(state) : await this.#open(state);
       this.#host.log.info({ disk: state.name, path: state.path, history: cbt.reason || 'goes on' }, 'attached again');
     } catch (cause) {
       entry.failure = toBlksnapError(cause);
@@ -100,18 +106,22 @@ export class Disks {
   /** Serves a file or device under a name. Errors: ENOENT, EISDIR, …: what the path fails with; EALREADY
    *  when it is served; EEXIST when the name is taken; EBUSY when somebody else uses it. */
   async attach(request: AttachRequest): Promise<DiskView> {
-    const real = realPath(request.path);
-    const name = request.name ?? defaultName(real);
+    const mapper = mapperDeviceAt(request.path);
+    const volume = request.readOnly === true || request.kernelDevice === false ? null : mapper;
+    const real = mapper === null ? realPath(request.path) : mapper.path;
+    const name = request.name ?? (mapper === null ? defaultName(real) : mapper.name);
     checkName(name, 'give one with --name');
-    const state = {
+    const state: DiskState = {
       name,
       path: real,
       readOnly: request.readOnly ?? false,
-      direct: request.direct ?? false,
+      direct: volume !== null || (request.direct ?? false),
       filters: this.#rememberedFilters(name, real),
+      live: volume === null ? null : newLiveState(volume),
     };
     return await this.#host.serial.run([`disk ${name}`, `path ${real}`], async () => {
       this.#checkFree(name, real);
+      if (volume !== null) return await this.#attachVolume(volume, state, request);
       const info = await this.#open(state);
       const entry: Entry = { kind: 'disk', state, failure: null };
       this.#entries.set(name, entry);
@@ -153,17 +163,22 @@ export class Disks {
     }
     await this.#host.serial.run([`disk ${name}`], async () => {
       const entry = this.#entry(name);
-      const held = await this.#devices.hold([name], { alsoOpeners: true, force });
-      try {
-        if (failureOf(entry) === null) await this.#host.io.call('detach', { name, force });
-        else if (entry.kind === 'mapped') await this.#host.io.call('dmForget', { name });
-      } catch (cause) {
-        for (const { release } of held) await release();
-        throw cause;
-      }
-      await this.#devices.removeHeld(held);
+      if (entry.kind === 'disk' && isLive(entry.state)) await this.#live.detach(entry.state, { force });
+      else await this.#detachHeld(name, entry, force);
       await this.#forget(name, entry);
     });
+  }
+
+  async #detachHeld(name: string, entry: Entry, force: boolean): Promise<void> {
+    const held = await this.#devices.hold([name], { dataStays: true, force });
+    try {
+      if (failureOf(entry) === null) await this.#host.io.call('detach', { name, force });
+      else if (entry.kind === 'mapped') await this.#host.io.call('dmForget', { name });
+    } catch (cause) {
+      for (const { release } of held) await release();
+      throw cause;
+    }
+    await this.#devices.removeHeld(held);
   }
 
   async #forget(name: string, entry: Entry): Promise<void> {
@@ -306,6 +321,94 @@ export class Disks {
     await this.#host.io.call('cbtMarkDirty', { name, ranges });
   }
 
+  // --- volumes in use -------------------------------------------------------------------------
+
+  /** Brings a volume that was attached in use to where that was to end. `restore` must not be called for it. */
+  async recover(state: LiveDiskState): Promise<void> {
+    if (!this.#live.isUndone(state)) return await this.restore(state);
+    const entry: Entry = { kind: 'disk', state, failure: null };
+    this.#entries.set(state.name, entry);
+    try {
+      await this.#live.detach(state, { force: true });
+      await this.#forget(state.name, entry);
+    } catch (cause) {
+      entry.failure = toBlksnapError(cause);
+      this.#host.log.error({ disk: state.name, error: entry.failure.message }, 'cannot get its own table back');
+    }
+  }
+
+  /** The daemon ends: volumes in use get their own tables back, until the next one attaches them again. */
+  async release(): Promise<GivenBack[]> {
+    const turns = [...this.liveNames].map((name) => `disk ${name}`);
+    return await this.#host.serial.run(turns, () => this.#live.release());
+  }
+
+  /** Errors: EINVAL for a place whose writes would have to pass through us. */
+  checkPlace(place: string): void {
+    this.#live.refusePlace(place);
+  }
+
+  /** Finds the disks whose volumes somebody else has given another table. */
+  async findStrayed(): Promise<void> {
+    for (const name of this.#live.strayed()) {
+      await this.#host.serial.run([`disk ${name}`], () => this.strayedOf(new Set([name])));
+    }
+  }
+
+  /** Why writes may have passed one of the disks by; null where none has strayed. Its images and history are lost. The
+   *  caller is in the turn of the disks. */
+  async strayedOf(disks: ReadonlySet<string>): Promise<BlksnapError | null> {
+    for (const name of this.#live.strayed().filter((one) => disks.has(one))) {
+      const entry = this.#entries.get(name);
+      if (entry?.kind !== 'disk' || (await this.#live.leadsToUs(name))) continue;
+      if (entry.failure !== null) return entry.failure;
+      const reason = `another program gave volume "${entry.state.live?.volume}" another table, and writes passed by`;
+      await this.#host.io.call('doubt', { name, reason });
+      entry.failure = new BlksnapError('ESTALE', `${reason}; detach disk "${name}", or attach the volume again`);
+      this.#host.log.error({ disk: name }, entry.failure.message);
+    }
+    return null;
+  }
+
+  /** Those whose volumes are in use. */
+  get liveNames(): Set<string> {
+    const isOne = (entry: Entry): boolean => entry.kind === 'disk' && isLive(entry.state);
+    return new Set([...this.#entries].filter(([, entry]) => isOne(entry)).map(([name]) => name));
+  }
+
+  async #attachVolume(volume: MapperDevice, fresh: DiskState, request: AttachRequest): Promise<DiskView> {
+    const { name } = fresh;
+    const before = this.#entries.get(name);
+    const known = before?.kind === 'disk' && before.state.live !== null;
+    // One that failed goes on from where it is.
+    const state = known ? before.state : fresh;
+    if (!known) await this.#live.check(volume, { force: request.force ?? false });
+    const entry: Entry = { kind: 'disk', state, failure: null };
+    this.#entries.set(name, entry);
+    try {
+      const info = await this.#live.attach(state as LiveDiskState, request.via);
+      this.#host.log.info({ disk: name, path: state.path }, 'attached while in use');
+      return this.#view(name, entry, info);
+    } catch (cause) {
+      if (!known && this.#live.isGone(name)) await this.#forget(name, entry);
+      else entry.failure = toBlksnapError(cause);
+      throw cause;
+    }
+  }
+
+  #rememberLive(name: string, live: LiveState): void {
+    const entry = this.#entry(name);
+    assert(entry.kind === 'disk', 'only a disk has a volume');
+    const before = entry.state;
+    entry.state = { ...before, live };
+    try {
+      this.#save();
+    } catch (cause) {
+      entry.state = before;
+      throw cause;
+    }
+  }
+
   // --- inside ---------------------------------------------------------------------------------
 
   /** Changes the filters that a disk comes back with. */
@@ -369,55 +472,7 @@ export class Disks {
   }
 
   #view(name: string, entry: Entry, info: DiskInfo | undefined): DiskView {
-    const failure = failureOf(entry);
-    return {
-      name,
-      kind: name === wholeDisk(name) ? entry.kind : 'partition',
-      path: pathOf(name, entry),
-      point: entry.kind === 'mount' ? entry.point : null,
-      state: failure === null ? 'attached' : 'failed',
-      failure: failure === null ? null : { code: failure.code, message: failure.message },
-      uri: this.#host.uri(name),
-      size: info?.size ?? 0,
-      logicalBlockSize: info?.logicalBlockSize ?? 0,
-      physicalBlockSize: info?.physicalBlockSize ?? 0,
-      readOnly: info?.readOnly ?? (entry.kind === 'disk' && entry.state.readOnly),
-      direct: entry.kind === 'disk' && entry.state.direct,
-      filters: [...(info?.filters ?? [])],
-      inFlight: info?.inFlight ?? 0,
-      cbt: info?.cbt ?? null,
-      copies: info?.copies ?? null,
-      partition: info?.partition ?? null,
-      partitionTable: tableView(info),
-      kernelDevice: this.#deviceView(name, info),
-    };
+    const kernelDevice = this.#devices.view(wholeDisk(name));
+    return diskView(name, entry, { info, uri: this.#host.uri(name), kernelDevice });
   }
-
-  #deviceView(name: string, info: DiskInfo | undefined): KernelDeviceView | null {
-    const view = this.#devices.view(wholeDisk(name));
-    const number = info?.partition?.number;
-    return view === null || number === undefined
-      ? view
-      : { ...view, path: view.path === null ? null : `${view.path}p${number}` };
-  }
-}
-
-function failureOf(entry: Entry): BlksnapError | null {
-  return entry.kind === 'mount' ? null : entry.failure;
-}
-
-function pathOf(name: string, entry: Entry): string {
-  switch (entry.kind) {
-    case 'disk':
-      return entry.state.path;
-    case 'mount':
-      return entry.directory;
-    case 'mapped':
-      return `dm:${wholeDisk(name)}`;
-  }
-}
-
-function tableView(info: DiskInfo | undefined): DiskView['partitionTable'] {
-  const { scheme = null, warnings = [] } = info?.partitionTable ?? {};
-  return scheme === null ? null : { scheme, warnings: [...warnings] };
 }

@@ -181,6 +181,8 @@ export interface IoCalls {
       readonly cbtPath: string | null;
       /** Attached before the disk is served. */
       readonly filters: readonly AttachedFilter[];
+      /** Nobody else writes to the device, for as long as it exists. */
+      readonly originPrivate?: boolean;
     };
     result: DiskInfo;
   };
@@ -198,6 +200,10 @@ export interface IoCalls {
   };
   /** `force`: also while clients are connected. */
   detach: { args: { readonly name: string; readonly force?: boolean | undefined }; result: void };
+  /** Whether a detach would be refused. */
+  checkDetach: { args: { readonly name: string; readonly force?: boolean | undefined }; result: void };
+  /** Writes have passed the disk by: its images are lost, its history begins anew. */
+  doubt: { args: { readonly name: string; readonly reason: string }; result: void };
   disks: { args: Record<never, never>; result: DiskInfo[] };
   /** Reads a disk's partition table anew. The disk and its partitions. */
   /** Takes over the size that the file or device has now. */

@@ -140,6 +140,8 @@ export class IoService {
     attach: (args) => this.#attach(args),
     mount: (args) => this.#mount(args),
     detach: ({ name, force }) => this.#detach(name, force ?? false),
+    checkDetach: ({ name, force }) => this.#checkDetach(name, force ?? false),
+    doubt: async ({ name, reason }) => this.#tracker(name).doubt(reason),
     disks: async () => [...this.#served.keys()].flatMap((name) => this.#infos(name)),
     rescan: ({ name }) => this.#rescan(name),
     resize: async ({ name }) => {
@@ -209,6 +211,7 @@ export class IoService {
       cbtPath: args.cbtPath,
       originPath: file,
       description: file,
+      originPrivate: args.originPrivate ?? false,
       closeBase: async () => {},
       filters: args.filters,
     });
@@ -239,6 +242,7 @@ export class IoService {
     options: {
       readonly cbtPath: string | null;
       readonly originPath: string | null;
+      readonly originPrivate?: boolean;
       readonly description: string;
       readonly closeBase: () => Promise<void>;
       readonly filters?: readonly AttachedFilter[];
@@ -247,9 +251,9 @@ export class IoService {
     assert(!this.#served.has(name), 'the control thread gives each name once');
     const disk = new Disk(name, device);
     try {
-      const { cbtPath, originPath } = options;
+      const { cbtPath: mapPath, originPath, originPrivate = false } = options;
       const memory = { reactor: this.#reactor, pool: this.#pool, copyMemory: this.#copyMemory };
-      const tracker = new Tracker({ ...memory, mapPath: cbtPath, originPath, parameters: this.#parameters });
+      const tracker = new Tracker({ ...memory, mapPath, originPath, originPrivate, parameters: this.#parameters });
       await disk.attachFilter(tracker);
       for (const filter of options.filters ?? []) await this.#filters.attach(disk, filter);
       await this.#partitions.scan(disk);
@@ -263,6 +267,11 @@ export class IoService {
   }
 
   async #detach(name: string, force: boolean): Promise<void> {
+    await this.#checkDetach(name, force);
+    await this.#close(name);
+  }
+
+  async #checkDetach(name: string, force: boolean): Promise<void> {
     this.#get(name);
     const held = this.#snapshots.heldOf(name);
     if (held.length > 0) {
@@ -273,7 +282,6 @@ export class IoService {
     }
     this.#mapped.checkClose(name);
     if (!force) await this.#checkUnused(name);
-    await this.#close(name);
   }
 
   /** A client that has just ended is given a moment to go. Errors: EBUSY while one is connected to the disk or to a

@@ -151,6 +151,8 @@ export class IoThreads {
       await this.#of(args.name).call('detach', args);
       this.#homes.delete(args.name);
     },
+    checkDetach: (args) => this.#of(args.name).call('checkDetach', args),
+    doubt: (args) => this.#of(args.name).call('doubt', args),
     disks: async () => (await this.#all('disks', {})).flat(),
     rescan: (args) => this.#of(args.name).call('rescan', args),
     resize: (args) => this.#of(args.name).call('resize', args),

@@ -206,7 +206,7 @@ export class KernelDevices {
   /** Takes the devices of these exports out of use, or none of them. Errors: EBUSY, with who uses it, unless forced. */
   async hold(
     exportNames: readonly string[],
-    { alsoOpeners, force = false }: { readonly alsoOpeners: boolean; readonly force?: boolean },
+    { dataStays, force = false }: { readonly dataStays: boolean; readonly force?: boolean },
   ): Promise<Held[]> {
     const held: Held[] = [];
     try {
@@ -214,7 +214,7 @@ export class KernelDevices {
         const device = this.view(exportName)?.path ?? null;
         const nothing = async (): Promise<void> => {};
         const isThere = device !== null && fs.existsSync(device);
-        const holding = isThere ? holdDevice(device, { alsoOpeners }) : Promise.resolve(nothing);
+        const holding = isThere ? holdDevice(device, { dataStays }) : Promise.resolve(nothing);
         held.push({ exportName, release: await (force ? holding.catch(() => nothing) : holding) });
       }
       return held;
@@ -260,7 +260,7 @@ export class KernelDevices {
           this.#entries.delete(exportName);
           continue;
         }
-        const held = await inTime(this.hold([exportName], { alsoOpeners: true }));
+        const held = await inTime(this.hold([exportName], { dataStays: true }));
         await provider.remove(entry.id);
         for (const { release } of held) await release();
       } catch (cause) {

@@ -98,12 +98,15 @@ export class Snapshots {
       throw new BlksnapError('EINVAL', `Cannot take a snapshot of disk "${twice}" twice: name it once`);
     for (const name of disks) this.#disks.check(name);
     const kept = this.#persistent(request, id);
+    if (kept !== null) this.#refusePersistent(disks);
+    if (request.storage !== undefined) this.#disks.checkPlace(request.storage);
     const storagePath = request.storage ?? (kept === null ? this.#host.paths.state : this.#host.paths.snapshots);
     return await this.#host.serial.run(
       disks.map((name) => `disk ${wholeDisk(name)}`),
       async () => {
         const limitBytes = request.limitBytes ?? null;
         const info = await this.#take(request, { id, ...kept, disks, storagePath, limitBytes });
+        await this.#undoStrayed(info);
         await this.#addDevices(info, request);
         this.#events.open(info.id);
         if (request.leaseMs !== undefined) this.#leases.grant(info.id, request.leaseMs);
@@ -165,6 +168,31 @@ export class Snapshots {
     return taken;
   }
 
+  /** A volume whose table was swapped by somebody else before the take has been written unseen. Errors: ESTALE. */
+  async #undoStrayed({ id, images }: SnapshotInfo): Promise<void> {
+    const names = new Set(images.map(({ disk }) => wholeDisk(disk)));
+    const strayed = await this.#disks.strayedOf(names);
+    if (strayed === null) return;
+    await this.#host.io.call('destroySnapshot', { id });
+    throw strayed;
+  }
+
+  /** A volume in use comes back, after a daemon that ended in order, on another backend. Errors: EOPNOTSUPP. */
+  #refusePersistent(disks: readonly string[]): void {
+    const { liveNames } = this.#disks;
+    const live = disks.find((name) => liveNames.has(wholeDisk(name)));
+    if (live === undefined) return;
+    throw new BlksnapError(
+      'EOPNOTSUPP',
+      `Cannot keep a snapshot of "${live}" over restarts: its volume is attached in use; take it without --persistent`,
+    );
+  }
+
+  #checkedStorage(given: string | undefined): string {
+    if (given !== undefined) this.#disks.checkPlace(given);
+    return given ?? this.#host.paths.state;
+  }
+
   /** Every held snapshot, oldest first. */
   async list(): Promise<SnapshotView[]> {
     const infos = await this.#host.io.call('snapshots', {});
@@ -180,7 +208,8 @@ export class Snapshots {
     return view;
   }
 
-  async destroy(id: string): Promise<void> {
+  /** Errors: ESRCH; EBUSY for an image whose kernel device is mounted, unless forced. */
+  async destroy(id: string, { force = false }: { readonly force?: boolean } = {}): Promise<void> {
     const refused = this.#refused.get(id);
     if (refused !== undefined) {
       await this.#discard(refused);
@@ -191,7 +220,7 @@ export class Snapshots {
       images.map(({ disk }) => `disk ${wholeDisk(disk)}`),
       async () => {
         const exportNames = images.map(({ exportName }) => exportName);
-        const held = await this.#devices.hold(exportNames, { alsoOpeners: false });
+        const held = await this.#devices.hold(exportNames, { dataStays: false, force });
         await this.#devices.removeHeld(held);
         await this.#host.io.call('destroySnapshot', { id });
         this.#events.close(id);
@@ -228,6 +257,13 @@ export class Snapshots {
     }
   }
 
+  /** Destroys those that show one of the disks, mounted or not. */
+  async destroyOf(disks: ReadonlySet<string>): Promise<void> {
+    for (const { id, images } of await this.list()) {
+      if (images.some(({ disk }) => disks.has(wholeDisk(disk)))) await this.destroy(id, { force: true });
+    }
+  }
+
   /** The daemon ends, and all snapshots with it but persistent ones. */
   stop(): void {
     this.#leases.endAll();
@@ -246,6 +282,7 @@ export class Snapshots {
         `Cannot give snapshot ${id} more room: name another place, a higher limit, or both`,
       );
     }
+    if (storage !== undefined) this.#checkedStorage(storage);
     const info = await this.#host.io.call('appendStorage', {
       id,
       storagePath: storage ?? null,
@@ -259,7 +296,7 @@ export class Snapshots {
   prepare(request: SnapshotRequest): PreparedView {
     for (const name of request.disks) this.#disks.check(name);
     const { disks, storage, limitBytes } = request;
-    const storagePath = storage ?? this.#host.paths.state;
+    const storagePath = this.#checkedStorage(storage);
     const prepared = this.#prepared.create({ disks, storagePath, limitBytes: limitBytes ?? null });
     this.#events.open(prepared.id);
     return prepared;

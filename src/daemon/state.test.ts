@@ -4,7 +4,7 @@ import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { loadState, saveState } from './state.ts';
 
-const DISK = { name: 'vm', path: '/srv/vm.img', readOnly: false, direct: true, filters: [] };
+const DISK = { name: 'vm', path: '/srv/vm.img', readOnly: false, direct: true, filters: [], live: null };
 
 describe('the state file', () => {
   let directory: string;

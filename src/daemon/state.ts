@@ -13,12 +13,29 @@ const ADVICE = 'repair it, or move it away and attach the disks again';
 /** The same rule as for a disk's directory in a backup repository, so that every disk can be backed up. */
 export const DISK_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 
+/** A volume that was attached while in use (docs/live-attach.md). What is remembered holds before the step that needs it. */
+const liveStateSchema = z.strictObject({
+  /** Where recovery leads: `original` until an attach is done, and from the begin of a detach. */
+  goal: z.enum(['attached', 'original']),
+  /** Names, as device-mapper has them, and the volume's UUID there. */
+  volume: z.string().min(1),
+  uuid: z.string(),
+  backend: z.string().min(1),
+  /** Tables and devices are of one run of the machine. */
+  bootId: z.string(),
+  /** The original table; zeros stand for keys. */
+  table: z.string(),
+  /** MAJOR:MINOR of every kernel device that the volume's table may lead to; the last one is the newest. */
+  devices: z.array(z.string()),
+});
+
 const diskStateSchema = z.strictObject({
   name: z.string().regex(DISK_NAME),
   path: z.string().min(1),
   readOnly: z.boolean(),
   direct: z.boolean(),
   filters: z.array(z.strictObject({ name: z.string().min(1), options: z.json() })).default([]),
+  live: liveStateSchema.nullable().default(null),
 });
 
 const stateSchema = z.strictObject({
@@ -27,6 +44,7 @@ const stateSchema = z.strictObject({
 });
 
 export type DiskState = z.infer<typeof diskStateSchema>;
+export type LiveState = z.infer<typeof liveStateSchema>;
 
 /** The disks of a state file; none when there is no file yet. Errors: EBADMSG when it cannot be
  *  understood: starting without its disks would lose their change history in silence. */

@@ -71,6 +71,8 @@ export interface DiskView {
   physicalBlockSize: number;
   readOnly: boolean;
   direct: boolean;
+  /** A device-mapper volume that others use while it is attached. */
+  live: boolean;
   filters: string[];
   inFlight: number;
   /** Null while failed. */

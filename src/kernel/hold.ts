@@ -11,17 +11,18 @@ const PATIENCE_MS = 500;
 const STEP_MS = 50;
 
 export interface HoldOptions {
-  /** Processes that have it open without claiming it (dd, fio) keep it, too. */
-  readonly alsoOpeners: boolean;
+  /** What is on it outlives it: what the page cache has is written, and processes that have it open without claiming it
+   *  (dd, fio) keep it, too. */
+  readonly dataStays: boolean;
 }
 
 /** Holds the device until the returned function is called. Errors: EBUSY, with who uses it and the next step. */
-export async function holdDevice(device: string, { alsoOpeners }: HoldOptions): Promise<() => Promise<void>> {
+export async function holdDevice(device: string, { dataStays }: HoldOptions): Promise<() => Promise<void>> {
   const handle = await claim(device);
   try {
-    const openers = alsoOpeners ? openersOf(device) : [];
+    const openers = dataStays ? openersOf(device) : [];
     if (openers.length > 0) throw busy(device, `${openers.join(', ')} has it open`, 'end that first');
-    await handle.datasync();
+    if (dataStays) await handle.datasync();
   } catch (cause) {
     await handle.close();
     throw toBlksnapError(cause);

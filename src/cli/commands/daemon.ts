@@ -8,6 +8,7 @@ import { parseHostPort } from '../../nbd/address.ts';
 import { parseSize } from '../../util/units.ts';
 import { absolute, addCommand } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
+import { printJson, printLine } from '../output.ts';
 
 interface DaemonOptions extends CommonOptions {
   readonly nbd: string;
@@ -82,6 +83,32 @@ export function addDaemonCommand(program: Command): void {
     .option('--max-snapshots <n>', 'most snapshots at once (default: 256)', Number)
     .option('--max-snapshots-per-disk <n>', 'most snapshots of one disk (default: 64)', Number)
     .action(run);
+}
+
+interface RecoverOptions extends CommonOptions {
+  readonly filterModule?: readonly string[];
+}
+
+export function addRecoverCommand(program: Command): void {
+  addCommand(program, 'recover', {
+    summary: 'Give volumes in use their own tables back where the daemon is gone',
+    more:
+      'After a daemon that was killed, the I/O of volumes that it had attached in use waits for the next one. A new ' +
+      '`blksnap daemon` takes them up again by itself; this is for when there shall be none for a while. They are ' +
+      'attached again at the next start; `blksnap detach` ends that.',
+    examples: ['recover'],
+  })
+    .option('--filter-module <module...>', 'as the daemon had them')
+    .action(recover);
+}
+
+async function recover(options: RecoverOptions): Promise<void> {
+  const { dir, json = false, filterModule: filterModules = [] } = options;
+  const { recoverVolumes } = await import('../../api/run-daemon.ts');
+  const recovered = await recoverVolumes({ dir, filterModules, json, logLevel: 'warn' });
+  if (json) printJson({ recovered });
+  else if (recovered.length === 0) printLine('No volume was attached in use.');
+  for (const { disk, volume } of json ? [] : recovered) printLine(`${volume} has its own table again (disk ${disk})`);
 }
 
 async function run(disks: string[], options: DaemonOptions): Promise<void> {

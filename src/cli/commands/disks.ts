@@ -17,6 +17,7 @@ interface AttachOptions extends CommonOptions {
   readonly direct?: boolean;
   readonly dev?: boolean;
   readonly via?: Via;
+  readonly force?: boolean;
 }
 
 interface MountOptions extends CommonOptions {
@@ -31,8 +32,14 @@ export function addDiskCommands(program: Command): void {
     more:
       'Prints the NBD URI. The daemon attaches it again at every start, and keeps the history of its changes. ' +
       'Block devices also get a device in /dev where the kernel can, which is printed then. ' +
+      'A device-mapper volume (LVM, dm-crypt, …) is attached while it is in use, mounted or not. ' +
       "With --device it prints what the kernel module's console tool does.",
-    examples: ['attach /srv/vm.img', 'attach /dev/vdb --name data', 'attach /srv/vm.img --dev'],
+    examples: [
+      'attach /srv/vm.img',
+      'attach /dev/vdb --name data',
+      'attach /srv/vm.img --dev',
+      'attach /dev/mapper/vg-data',
+    ],
   })
     .option(
       '-d, --device <path...>',
@@ -42,13 +49,16 @@ export function addDiskCommands(program: Command): void {
     .option('--read-only', 'refuse writes')
     .option('--direct', 'past the page cache (O_DIRECT)')
     .option('--dev', 'make a device in /dev, loading the kernel module for it')
-    .option('--no-dev', 'make none')
+    .option('--no-dev', 'make none; a device-mapper volume is then for the daemon alone, and must not be in use')
     .addOption(viaOption())
+    .option('--force', 'a volume in use: also where the machine runs from it, or swaps to it')
     .action(attach);
 
   addCommand(program, 'detach [name]', {
     summary: 'End serving a disk or a mount',
-    more: 'A disk loses its change history: the next backup of it will be full. Refused while clients are connected.',
+    more:
+      'A disk loses its change history: the next backup of it will be full. Refused while clients are connected. ' +
+      'A volume that was attached in use gets its own table back, and stays in use.',
     examples: ['detach vm', 'detach vm --force'],
   })
     .alias('unmount')
@@ -82,13 +92,13 @@ export function addDiskCommands(program: Command): void {
 }
 
 async function attach(path: string | undefined, options: AttachOptions): Promise<void> {
-  const { name, readOnly, direct, dev: kernelDevice, via } = options;
+  const { name, readOnly, direct, dev: kernelDevice, via, force } = options;
   const client = await connect(options);
   if (path === undefined) {
     await attachDevices(client, options);
     return;
   }
-  const disk = await client.attach({ path: absolute(path), name, readOnly, direct, kernelDevice, via });
+  const disk = await client.attach({ path: absolute(path), name, readOnly, direct, kernelDevice, via, force });
   if (options.json) {
     printJson(disk);
     return;
@@ -107,6 +117,7 @@ async function attachDevices(client: Client, options: AttachOptions): Promise<vo
       direct: options.direct,
       kernelDevice: options.dev,
       via: options.via,
+      force: options.force,
     });
     results.push({ device, already });
     if (!options.json) printLine(already ? 'Already was attached' : 'Attached successfully');
@@ -169,9 +180,10 @@ function printFailures(disks: readonly DiskView[]): void {
   }
 }
 
-function stateOf({ state, kind, readOnly }: DiskView): string {
+function stateOf({ state, kind, readOnly, live }: DiskView): string {
   if (state === 'failed') return state;
-  return [kind === 'mount' ? 'mounted' : 'attached', ...(readOnly ? ['read-only'] : [])].join(', ');
+  const how = [...(readOnly ? ['read-only'] : []), ...(live ? ['in use'] : [])];
+  return [kind === 'mount' ? 'mounted' : 'attached', ...how].join(', ');
 }
 
 async function resize(name: string, options: CommonOptions): Promise<void> {

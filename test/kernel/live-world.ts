@@ -1,0 +1,174 @@
+/** A mounted volume under load, a daemon that may be killed at a step of its choice, and what must hold afterwards. */
+
+import { execFileSync, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Client } from '../../src/api/client.ts';
+import type { DiskView } from '../../src/api/client.ts';
+import { DaemonUnderTest } from '../system/daemon-under-test.ts';
+
+/** A call of dmsetup, and when around it the daemon is to die. */
+export interface DeathPoint {
+  readonly command: 'create' | 'load' | 'resume' | 'clear' | 'remove';
+  readonly when: 'before' | 'after';
+}
+
+/** A dmsetup that kills its caller when a file says so, once. */
+const DMSETUP = `#!/bin/sh
+[ -f "$DIE/$1-before" ] && { rm "$DIE/$1-before"; kill -9 $PPID; exit 1; }
+/sbin/dmsetup "$@"
+status=$?
+[ -f "$DIE/$1-after" ] && { rm "$DIE/$1-after"; kill -9 $PPID; }
+exit $status
+`;
+
+const WAIT_MS = 50;
+/** For some writes at least. */
+const LOAD_MS = 500;
+
+export function run(program: string, ...args: readonly string[]): string {
+  return execFileSync(program, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+}
+
+function pipe(input: string, program: string, ...args: readonly string[]): string {
+  return execFileSync(program, args, { encoding: 'utf8', input, stdio: ['pipe', 'pipe', 'pipe'] });
+}
+
+export class LiveWorld {
+  readonly daemon = new DaemonUnderTest();
+  readonly client = new Client({ dir: this.daemon.state });
+  readonly volume: string;
+  readonly place: string;
+  readonly #die: string;
+  #mounted = false;
+  #loads = 0;
+
+  /** Makes the volume of a table, and a file system on it. */
+  constructor(volume: string, table: string) {
+    this.volume = volume;
+    this.place = this.daemon.path('mnt');
+    this.#die = this.daemon.path('die');
+    const bin = this.daemon.path('bin');
+    for (const directory of [this.place, this.#die, bin]) fs.mkdirSync(directory);
+    fs.writeFileSync(path.join(bin, 'dmsetup'), DMSETUP, { mode: 0o755 });
+    process.env['DIE'] = this.#die;
+    process.env['PATH'] = `${bin}:${process.env['PATH']}`;
+    pipe(table, '/sbin/dmsetup', 'create', volume);
+    this.mount();
+  }
+
+  get device(): string {
+    return `/dev/mapper/${this.volume}`;
+  }
+
+  mount(): void {
+    run('/sbin/dmsetup', 'mknodes');
+    run('mkfs.ext4', '-q', '-F', '-b', '1024', '-E', 'lazy_itable_init=0,lazy_journal_init=0', this.device);
+    run('mount', '-o', 'noatime', this.device, this.place);
+    this.#mounted = true;
+  }
+
+  /** Starts the daemon. What it keeps lies in the machine's memory. */
+  start(): Promise<void> {
+    return this.daemon.start('--storage-portion', '16M');
+  }
+
+  /** As dmsetup prints it, keys and all. */
+  table(name = this.volume): string {
+    return run('/sbin/dmsetup', 'table', '--showkeys', name);
+  }
+
+  /** Names of all device-mapper devices. */
+  mappings(): string[] {
+    const lines = run('/sbin/dmsetup', 'ls').split('\n');
+    return lines.flatMap((line) => (line.includes('(') ? [line.split(/\s/)[0]!] : []));
+  }
+
+  isSuspended(): boolean {
+    return run('/sbin/dmsetup', 'info', '-c', '--noheadings', '-o', 'suspended', this.volume).trim() === 'Suspended';
+  }
+
+  /** The daemon dies at the next such call. */
+  dieAt({ command, when }: DeathPoint): void {
+    fs.writeFileSync(path.join(this.#die, `${command}-${when}`), '');
+  }
+
+  /** Whether a death that was asked for has happened. */
+  get hasDied(): boolean {
+    return fs.readdirSync(this.#die).length === 0;
+  }
+
+  attach(): Promise<DiskView> {
+    return this.client.attach({ path: this.device });
+  }
+
+  /** Writes and verifies, in a loop, until it is ended. */
+  load(): Load {
+    return new Load(this.place, this.daemon.path(`load-${this.#loads++}`));
+  }
+
+  /** Unmounts, and has the file system checked. */
+  check(): void {
+    run('umount', this.place);
+    this.#mounted = false;
+    run('fsck.ext4', '-fn', this.device);
+  }
+
+  async dispose(): Promise<void> {
+    if (this.#mounted) run('umount', '--lazy', this.place);
+    await this.daemon.stop();
+    await this.daemon.dispose();
+    const ours = this.mappings().filter((name) => name === this.volume || name.startsWith('blksnap-'));
+    for (const name of ours) run('/sbin/dmsetup', 'remove', '--force', name);
+  }
+}
+
+/** fio on a mounted file system: every block that it reads back must be what it wrote. */
+class Load {
+  readonly #process: ChildProcess;
+  readonly #ended: Promise<string>;
+  /** Is there from its first write on. */
+  readonly #mark: string;
+
+  constructor(place: string, mark: string) {
+    this.#mark = mark;
+    const job = ['--name=load', `--directory=${place}`, '--size=512k', '--rw=randwrite', '--bs=4k', '--direct=1'];
+    const verify = [
+      '--verify=crc32c',
+      '--verify_fatal=1',
+      '--loops=100000',
+      '--rate_iops=40',
+      '--output-format=json',
+      `--exec_prerun=touch ${mark}`,
+    ];
+    const child = spawn('fio', [...job, ...verify], { stdio: ['ignore', 'pipe', 'pipe'] });
+    let output = '';
+    child.stdout.on('data', (data: Buffer) => (output += data.toString()));
+    child.stderr.on('data', (data: Buffer) => (output += data.toString()));
+    this.#process = child;
+    this.#ended = new Promise((resolve) => child.once('close', () => resolve(output)));
+  }
+
+  get isRunning(): boolean {
+    return this.#process.exitCode === null && this.#process.signalCode === null;
+  }
+
+  /** Rejects when a write failed, or a read gave something else; resolves with how many writes there were. */
+  async end(): Promise<number> {
+    if (!this.isRunning) throw new Error(`fio ended by itself: ${await this.#ended}`);
+    while (!fs.existsSync(this.#mark) && this.isRunning) await sleep(WAIT_MS);
+    await sleep(LOAD_MS);
+    this.#process.kill('SIGINT');
+    const output = await this.#ended;
+    const report = JSON.parse(output.slice(output.indexOf('\n{'), output.lastIndexOf('}') + 1)) as FioReport;
+    const [job] = report.jobs;
+    if (job === undefined || job.error !== 0 || job.write.total_ios === 0) throw new Error(`fio found: ${output}`);
+    return job.write.total_ios;
+  }
+}
+
+interface FioReport {
+  readonly jobs: ReadonlyArray<{ readonly error: number; readonly write: { readonly total_ios: number } }>;
+}
