@@ -152,7 +152,6 @@ export class Disk implements BlockDevice, BioGate {
     this.#top = below;
   }
 
-  /** As the filters have it: one that redirects bios answers for where they go. */
   /** Takes over the size that the file or device below has now, behind the gate. Clients learn it when they
    *  connect again. Errors: EOPNOTSUPP where the size cannot change; EINVAL for one that a disk cannot have. */
   async resize(): Promise<number> {
@@ -169,6 +168,7 @@ export class Disk implements BlockDevice, BioGate {
     return device.size;
   }
 
+  /** As the filters have it: one that redirects bios answers for where they go. */
   extents(offset: number, length: number): Promise<Extent[]> {
     let ask = (from: number, bytes: number): Promise<Extent[]> => this.device.extents(from, bytes);
     for (const filter of this.#filters.toReversed()) {

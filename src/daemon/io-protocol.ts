@@ -205,9 +205,9 @@ export interface IoCalls {
   /** Writes have passed the disk by: its images are lost, its history begins anew. */
   doubt: { args: { readonly name: string; readonly reason: string }; result: void };
   disks: { args: Record<never, never>; result: DiskInfo[] };
-  /** Reads a disk's partition table anew. The disk and its partitions. */
   /** Takes over the size that the file or device has now. */
   resize: { args: { readonly name: string }; result: DiskInfo };
+  /** Reads a disk's partition table anew. The disk and its partitions. */
   rescan: { args: { readonly name: string }; result: DiskInfo[] };
   /** The kinds of filters that are known, and the disks that have each. */
   filters: { args: Record<never, never>; result: Array<{ readonly name: string; readonly disks: string[] }> };

@@ -17,17 +17,25 @@ const RAM_DISKS = 4;
 export const RAM_DISK_BYTES = 320 * 2 ** 20;
 
 export class Machine {
-  readonly daemon = new DaemonUnderTest();
+  readonly daemon: DaemonUnderTest;
   readonly #mounts: string[] = [];
 
+  private constructor(daemon: DaemonUnderTest) {
+    this.daemon = daemon;
+  }
+
+  static start(...daemonOptions: string[]): Promise<Machine> {
+    return Machine.startWith(new DaemonUnderTest(), ...daemonOptions);
+  }
+
   /** Loads the modules; /dev/ram0 to /dev/ram3 are empty then. */
-  static async start(...daemonOptions: string[]): Promise<Machine> {
+  static async startWith(daemon: DaemonUnderTest, ...daemonOptions: string[]): Promise<Machine> {
     await sh('modprobe', 'nbd');
     if (!fs.existsSync('/dev/ram0')) {
       await sh('modprobe', 'brd', `rd_nr=${RAM_DISKS}`, `rd_size=${RAM_DISK_BYTES / 1024}`);
     }
     for (let i = 0; i < RAM_DISKS; i++) await sh('blockdev', '--flushbufs', `/dev/ram${i}`);
-    const machine = new Machine();
+    const machine = new Machine(daemon);
     await machine.daemon.start(...daemonOptions);
     return machine;
   }

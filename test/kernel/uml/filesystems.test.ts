@@ -1,11 +1,12 @@
 /** File systems on a kernel device, in use while snapshots of it come and go: what fio wrote is there, images show the
- *  files as they were, can be mounted, written and mounted again; fsck finds nothing. */
+ *  files as they were, can be mounted, written and mounted again, and back up to the same bytes; fsck finds nothing. */
 
 import fs from 'node:fs';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { MIB } from '../../../src/util/units.ts';
 import { Machine, sh } from '../machine.ts';
+import { QuickDaemon } from '../quick-daemon.ts';
 
 interface Snapshot {
   readonly id: string;
@@ -13,10 +14,16 @@ interface Snapshot {
   readonly images: ReadonlyArray<{ readonly kernelDevice: { readonly path: string } }>;
 }
 
+/** A backup, as `backup --json` tells of it. */
+interface Made {
+  readonly point: { readonly kind: 'full' | 'incremental' };
+}
+
+const daemon = new QuickDaemon();
 let machine: Machine;
 
 beforeAll(async () => {
-  machine = await Machine.start();
+  machine = await Machine.startWith(daemon);
 });
 afterAll(() => machine.dispose());
 
@@ -38,7 +45,7 @@ function command([program, ...words]: readonly string[], ...more: string[]): Pro
 
 /** Writes a file and verifies it, past the page cache, until it has gone over it. */
 function fio(place: string): Promise<string> {
-  const load = ['--rw=randwrite', '--bsrange=4k-64k', '--direct=1', '--size=32M', '--loops=3', '--randrepeat=0'];
+  const load = ['--rw=randwrite', '--bsrange=4k-64k', '--direct=1', '--size=16M', '--loops=3', '--randrepeat=0'];
   const verify = ['--verify=crc32c', '--verify_fatal=1', '--verify_state_save=0'];
   return sh('fio', '--name=verify', `--filename=${place}/fio`, ...load, ...verify);
 }
@@ -52,7 +59,7 @@ describe.each(KINDS)('$name', ({ mkfs, fsck, twice }) => {
     for (let round = 1; round <= 2; round++) {
       const before = Buffer.alloc(MIB, round);
       fs.writeFileSync(path.join(place, 'file'), before);
-      const { id, freeze, images } = await machine.daemon.json<Snapshot>('snapshot', 'create', 'data');
+      const { id, freeze, images } = await daemon.json<Snapshot>('snapshot', 'create', 'data');
       expect(freeze!.frozenMs).toBeGreaterThan(0);
       fs.writeFileSync(path.join(place, 'file'), Buffer.alloc(MIB, 0x55), { flush: true });
       const image = images[0]!.kernelDevice.path;
@@ -65,12 +72,40 @@ describe.each(KINDS)('$name', ({ mkfs, fsck, twice }) => {
       await machine.umount(again);
       await command(fsck, image);
       expect(fs.existsSync(path.join(place, 'note'))).toBe(false);
-      await machine.daemon.cli('snapshot', 'destroy', id);
+      await daemon.cli('snapshot', 'destroy', id);
     }
     await loaded;
     await machine.umount(place);
     await command(fsck, device);
-    await machine.daemon.cli('detach', 'data');
+    await daemon.cli('detach', 'data');
     await command(fsck, '/dev/ram0');
   });
+});
+
+test('backups of a mounted file system restore to what its images showed', async () => {
+  const [file, target] = [daemon.path('saved.img'), daemon.path('backups')];
+  fs.writeFileSync(file, '');
+  fs.truncateSync(file, 64 * MIB);
+  const device = await machine.attach(file, '--name', 'saved', '--dev');
+  await sh('mkfs.ext4', '-q', '-F', device);
+  const place = await machine.mount(device);
+  for (const round of [1, 2]) {
+    fs.writeFileSync(path.join(place, `file-${round}`), Buffer.alloc(2 * MIB, round));
+    const { id, images } = await daemon.json<Snapshot>('snapshot', 'create', 'saved');
+    fs.writeFileSync(path.join(place, 'later'), Buffer.alloc(MIB, 0x90 + round), { flush: true });
+    const made = JSON.parse(
+      await daemon.process('backup', 'saved', '--to', target, '--snapshot', id, '--json'),
+    ) as Made;
+    expect(made.point.kind).toBe(round === 1 ? 'full' : 'incremental');
+    const restored = daemon.path(`restored-${round}`);
+    await daemon.process('restore', target, '--disk', 'saved', '--to', restored);
+    expect(await machine.sha256(restored)).toBe(await machine.sha256(images[0]!.kernelDevice.path));
+    await daemon.cli('snapshot', 'destroy', id);
+  }
+  // A backup that takes its own snapshot freezes the file system that its backups lie on.
+  const within = path.join(place, 'backups');
+  await daemon.process('backup', 'saved', '--to', within);
+  await daemon.process('verify', within);
+  await machine.umount(place);
+  await daemon.cli('detach', 'saved');
 });
