@@ -84,7 +84,7 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
   };
 
   beforeEach(async () => {
-    world = await NbdWorld.open({ driver, arenaBytes: 8 * MIB, stallLimitMs: 800 });
+    world = await NbdWorld.open({ driver, arenaBytes: 8 * MIB, stallLimitMs: 2500 });
     device = world.addMemory('disk', SIZE);
     world.addMemory('fixed', SIZE, { readOnly: true });
   });
