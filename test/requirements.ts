@@ -26,6 +26,7 @@ const PACKAGE_OF: Record<string, string> = {
   curl: 'curl',
   'mkfs.xfs': 'xfsprogs',
   dmsetup: 'dmsetup',
+  prlimit: 'util-linux',
 };
 
 /** Skips the test unless every program is here. */

@@ -62,6 +62,7 @@ const parametersView = shape<StatusView['parameters']>()(
       storagePortionBytes: bytes,
       maxSnapshots: z.int(),
       maxSnapshotsPerDisk: z.int(),
+      maxConnections: z.int(),
     })
     .openapi('Parameters', { description: 'What the daemon was started with; docs/parameters.md' }),
 );

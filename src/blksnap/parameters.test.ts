@@ -33,6 +33,7 @@ test.each([
   [{ copyMemoryBytes: MIB + 1 }, /--copy-memory .*multiple of 4096/],
   [{ storagePortionBytes: 0 }, /--storage-portion 0 B: want a whole number from 1.00 MiB/],
   [{ maxSnapshots: 0 }, /--max-snapshots 0/],
+  [{ maxConnections: 4097 }, /--max-connections 4097: want a whole number from 1 to 4096/],
 ])('%o is refused by the name of its option', (given, message) => {
   expect(() => checkedParameters(given)).toThrow(
     expect.objectContaining({ code: 'EINVAL', message: expect.stringMatching(message) }),

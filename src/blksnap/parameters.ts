@@ -22,6 +22,8 @@ export interface Parameters {
   readonly storagePortionBytes: number;
   readonly maxSnapshots: number;
   readonly maxSnapshotsPerDisk: number;
+  /** NBD clients at once, on each thread. */
+  readonly maxConnections: number;
 }
 
 export const DEFAULT_PARAMETERS: Parameters = {
@@ -34,6 +36,7 @@ export const DEFAULT_PARAMETERS: Parameters = {
   storagePortionBytes: GIB,
   maxSnapshots: 256,
   maxSnapshotsPerDisk: 64,
+  maxConnections: 256,
 };
 
 /** A parameter's option, what it may be, and how it is written. */
@@ -54,6 +57,7 @@ const PARAMETER_RULES: { readonly [Name in keyof Parameters]: Rule } = {
   storagePortionBytes: { option: '--storage-portion', min: MIB, max: 1024 * GIB, unit: 'bytes' },
   maxSnapshots: { option: '--max-snapshots', min: 1, max: 65_536, unit: 'count' },
   maxSnapshotsPerDisk: { option: '--max-snapshots-per-disk', min: 1, max: 4096, unit: 'count' },
+  maxConnections: { option: '--max-connections', min: 1, max: 4096, unit: 'count' },
 };
 
 /** The defaults with what was given in their place.

@@ -127,6 +127,7 @@ export class IoService {
       pool: this.#pool,
       exports: this.#exports,
       handOver: options.onHandOver,
+      maxConnections: options.parameters.maxConnections,
     });
     this.#ublk = new UblkQueues({ reactor, pool: this.#pool, line: this.#server.line });
   }

@@ -11,7 +11,7 @@ import { BlksnapError, ERRNO, errnoError } from '../util/errors.ts';
 import { KIB } from '../util/units.ts';
 import { ClientRequest, encodeRequest } from './client-request.ts';
 import type { RequestOwner } from './client-request.ts';
-import { CONNECTION_BYTES, HEADER_SLOT, RECEIVE_BYTES, REQUEST_LIMIT } from './limits.ts';
+import { CONNECTION_BYTES, HEADER_SLOT, REQUEST_LIMIT, SLOTS_BYTES } from './limits.ts';
 import { Outbox } from './outbox.ts';
 import type { OutboxHost } from './outbox.ts';
 import {
@@ -41,6 +41,7 @@ import type { HeaderStyle } from './protocol.ts';
 /** With reads above this size under way, little is received at once, so that their data goes straight to its place. */
 const LARGE_READ = 32 * KIB;
 const SMALL_RECEIVE = 4 * KIB;
+const RECEIVE_BYTES = CONNECTION_BYTES - SLOTS_BYTES;
 const ERROR_CHUNK_LIMIT = STRING_LIMIT + 64;
 
 export interface ClientConnectionHost {

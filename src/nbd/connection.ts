@@ -13,21 +13,20 @@ import { DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES } from '../block/bio.ts';
 import type { Bio, BioPool, Op } from '../block/bio.ts';
 import { NO_MEMORY } from '../io/arena.ts';
 import type { Completion, Reactor, Stream } from '../io/reactor.ts';
+import { assert } from '../util/assert.ts';
 import { BlksnapError, codeOfErrno, toBlksnapError } from '../util/errors.ts';
 import { blockStatusReply, contextsOfPayload } from './block-status.ts';
 import { bioFlags, commandError, replyError } from './commands.ts';
 import type { CommandRules } from './commands.ts';
+import type { ConnectionBuffer, ConnectionBuffers } from './connection-buffers.ts';
 import type { SelectedContext } from './contexts.ts';
 import type { NbdExport } from './export.ts';
 import type { Session } from './handshake.ts';
 import {
-  CONNECTION_BYTES,
-  COPY_LIMIT,
   HEADER_SLOT,
   inFlightLimit,
   payloadLimit,
   PIECE_BYTES,
-  RECEIVE_BYTES,
   REQUEST_LIMIT,
   SMALLEST_PIECE_BYTES,
 } from './limits.ts';
@@ -63,6 +62,7 @@ export interface ConnectionHost {
   readonly reactor: Reactor;
   readonly pool: BioPool;
   readonly line: MemoryLine;
+  readonly buffers: ConnectionBuffers;
   /** The connection is gone; with a reason when it was dropped. */
   connectionEnded(connection: Connection, reason: string | undefined): void;
 }
@@ -88,6 +88,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
   #dropReason: string | undefined;
 
   /** The receive buffer; behind it, the header slots. [#start, #end) is received and not yet parsed. */
+  readonly #buffer: ConnectionBuffer;
   readonly #bufferAt: number;
   #start = 0;
   #end = 0;
@@ -117,11 +118,17 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
 
   /** Null when the arena has no room for one more connection. `early` came with the handshake. */
   static open(host: ConnectionHost, stream: Stream, session: Session, early: Uint8Array): Connection | null {
-    const at = host.reactor.arena.allocate(CONNECTION_BYTES);
-    return at === NO_MEMORY ? null : new Connection(host, stream, session, early, at);
+    const buffer = host.buffers.lend();
+    return buffer === null ? null : new Connection(host, stream, session, early, buffer);
   }
 
-  private constructor(host: ConnectionHost, stream: Stream, session: Session, early: Uint8Array, bufferAt: number) {
+  private constructor(
+    host: ConnectionHost,
+    stream: Stream,
+    session: Session,
+    early: Uint8Array,
+    buffer: ConnectionBuffer,
+  ) {
     const { arena } = host.reactor;
     this.served = session.served;
     this.#host = host;
@@ -138,8 +145,10 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
       payloadLimit: payloadLimit(arena),
       hasContexts: session.contexts.length > 0,
     };
-    this.#bufferAt = bufferAt;
-    arena.bytes.set(early, bufferAt);
+    assert(early.length <= buffer.receiveBytes, 'what came with the handshake fits the buffer');
+    this.#buffer = buffer;
+    this.#bufferAt = buffer.at;
+    arena.bytes.set(early, buffer.at);
     this.#end = early.length;
   }
 
@@ -197,7 +206,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     if (this.#receiving) return;
     if (this.#start === this.#end) {
       this.#start = this.#end = 0;
-    } else if (this.#start > 0 && this.#end > RECEIVE_BYTES / 2) {
+    } else if (this.#start > 0 && this.#end > this.#buffer.receiveBytes / 2) {
       const { bytes } = this.#host.reactor.arena;
       bytes.copyWithin(this.#bufferAt, this.#bufferAt + this.#start, this.#bufferAt + this.#end);
       this.#end -= this.#start;
@@ -205,7 +214,8 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     }
     this.#receiving = true;
     const have = this.#end - this.#start;
-    const room = this.#expectsLarge && have < this.#headerSize ? this.#headerSize - have : RECEIVE_BYTES - this.#end;
+    const room =
+      this.#expectsLarge && have < this.#headerSize ? this.#headerSize - have : this.#buffer.receiveBytes - this.#end;
     this.#stream.receive(this.#bufferAt + this.#end, room, this.#received);
   }
 
@@ -245,14 +255,14 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
       return MUST_WAIT;
     }
     if (this.#underWay === REQUEST_LIMIT) return MUST_WAIT;
-    if (payload > 0 && payload <= COPY_LIMIT && available < this.#headerSize + payload) return NEEDS_BYTES;
+    if (payload > 0 && payload <= this.#buffer.copyLimit && available < this.#headerSize + payload) return NEEDS_BYTES;
     const charge = command === CMD_READ || command === CMD_WRITE || command === CMD_CACHE ? length : 0;
     if (charge <= this.#rules.payloadLimit && this.#charged > 0 && this.#charged + charge > this.#chargeLimit)
       return MUST_WAIT;
     const request = this.#obtain();
     request.reset(command, flags, view.getUint32(at + 8), view.getUint32(at + 12), getU64(view, at + 16), length);
     this.#start += this.#headerSize;
-    this.#expectsLarge = command === CMD_WRITE && payload > COPY_LIMIT;
+    this.#expectsLarge = command === CMD_WRITE && payload > this.#buffer.copyLimit;
     this.#take(request, payload, charge);
     return TOOK;
   }
@@ -278,7 +288,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
   /** BLOCK_STATUS with a payload: the effect length, and the contexts to tell about. */
   #payloadContexts(request: Request, payload: number): readonly SelectedContext[] | null {
     request.length = 0;
-    if (payload > COPY_LIMIT || payload < 8 || payload % 4 !== 0) return null;
+    if (payload > this.#buffer.copyLimit || payload < 8 || payload % 4 !== 0) return null;
     const { view } = this.#host.reactor.arena;
     const at = this.#bufferAt + this.#start;
     request.length = getU64(view, at);
@@ -457,7 +467,8 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
   #obtain(): Request {
     this.#underWay++;
     const request = this.#free;
-    if (request === null) return new Request(this, this.#bufferAt + RECEIVE_BYTES + HEADER_SLOT * this.#made++);
+    if (request === null)
+      return new Request(this, this.#bufferAt + this.#buffer.receiveBytes + HEADER_SLOT * this.#made++);
     this.#free = request.next;
     return request;
   }
@@ -482,7 +493,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     if (this.#current !== null) this.#giveUpCurrent();
     if (this.#underWay > 0 || this.#ended) return;
     this.#ended = true;
-    this.#host.reactor.arena.release(this.#bufferAt);
+    this.#host.buffers.giveBack(this.#buffer);
     this.#host.connectionEnded(this, this.#dropReason);
   }
 }

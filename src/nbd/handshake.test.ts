@@ -230,7 +230,7 @@ describe('the handshake', () => {
   });
 
   it('limits the number of connections', async () => {
-    const small = await NbdWorld.open({ arenaBytes: 4 * MIB }); // room for 4
+    const small = await NbdWorld.open({ arenaBytes: MIB }); // room for 4
     small.addMemory('', MIB);
     const four = await Promise.all([1, 2, 3, 4].map(() => RawClient.connect(small.address.path)));
     for (const client of four) await client.greet();

@@ -5,11 +5,9 @@ import type { BlockDevice } from '../block/device.ts';
 import { alignDown, KIB, MIB } from '../util/units.ts';
 import { PAYLOAD_LIMIT } from './protocol.ts';
 
-/** A connection's receive buffer: holds a queue of 32 writes of 4 KiB and more. */
-export const RECEIVE_BYTES = 240 * KIB;
-/** Payloads up to this size are copied out of the receive buffer; of larger ones, the part that is not there yet is
- *  received where it will be used. */
+/** Longest payload that is copied out of the receive buffer, large or small: a buffer always has room for one such request. */
 export const COPY_LIMIT = 64 * KIB;
+export const SMALL_COPY_LIMIT = 16 * KIB;
 /** Data of larger requests is held, read and written in pieces, so that no request needs a large run of free memory. */
 export const PIECE_BYTES = MIB;
 export const SMALLEST_PIECE_BYTES = 64 * KIB;
@@ -17,8 +15,12 @@ export const SMALLEST_PIECE_BYTES = 64 * KIB;
 export const REQUEST_LIMIT = 256;
 /** Arena bytes per request for its reply's header. */
 export const HEADER_SLOT = 64;
-export const CONNECTION_BYTES = RECEIVE_BYTES + REQUEST_LIMIT * HEADER_SLOT;
-const MAX_CONNECTIONS = 64;
+export const SLOTS_BYTES = REQUEST_LIMIT * HEADER_SLOT;
+/** A connection's buffer for what is received, with its header slots: holds a queue of 32 writes of 4 KiB and more. */
+export const CONNECTION_BYTES = 256 * KIB;
+/** And where there are many: also what may come with a handshake (two messages of it) fits. */
+export const SMALL_CONNECTION_BYTES = 64 * KIB;
+export const DEFAULT_CONNECTIONS = 256;
 
 /** Data bytes that one connection may have under way. One request is always let through. */
 export function inFlightLimit(arena: Arena): number {
@@ -30,9 +32,16 @@ export function payloadLimit(arena: Arena): number {
   return Math.min(PAYLOAD_LIMIT, inFlightLimit(arena));
 }
 
+/** Buffers of connections are large as long as all of them together are no more than this. */
+export function largeBuffersBytes(arena: Arena): number {
+  return arena.size / 8;
+}
+
 /** Connections' own buffers take at most a quarter of the arena. */
-export function connectionLimit(arena: Arena): number {
-  return Math.max(1, Math.min(MAX_CONNECTIONS, Math.floor(arena.size / 4 / CONNECTION_BYTES)));
+export function connectionLimit(arena: Arena, most: number): number {
+  const large = Math.floor(largeBuffersBytes(arena) / CONNECTION_BYTES);
+  const small = Math.floor((arena.size / 4 - large * CONNECTION_BYTES) / SMALL_CONNECTION_BYTES);
+  return Math.max(1, Math.min(most, large + small));
 }
 
 export interface BlockSizes {

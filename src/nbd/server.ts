@@ -13,7 +13,8 @@ import type { ConnectionHost } from './connection.ts';
 import type { ExportTable, NbdExport } from './export.ts';
 import { negotiate } from './handshake.ts';
 import type { Departure, HandshakeState, Session } from './handshake.ts';
-import { connectionLimit } from './limits.ts';
+import { ConnectionBuffers } from './connection-buffers.ts';
+import { connectionLimit, DEFAULT_CONNECTIONS } from './limits.ts';
 import { MemoryLine } from './memory-line.ts';
 import { OWNER } from './peer.ts';
 import type { Peer } from './peer.ts';
@@ -62,6 +63,8 @@ export interface NbdServerOptions {
   readonly pool: BioPool;
   readonly exports: ExportTable;
   readonly handshakeLimitMs?: number;
+  /** Clients at once, unless the arena has room for fewer. */
+  readonly maxConnections?: number;
   readonly stallLimitMs?: number;
   /** Hears why a connection was refused or dropped. */
   readonly onDropped?: (reason: string) => void;
@@ -73,6 +76,7 @@ export class NbdServer implements ConnectionHost {
   readonly reactor: Reactor;
   readonly pool: BioPool;
   readonly line: MemoryLine;
+  readonly buffers: ConnectionBuffers;
   readonly #exports: ExportTable;
   readonly #handshakeLimitMs: number;
   readonly #stallLimitMs: number;
@@ -97,7 +101,8 @@ export class NbdServer implements ConnectionHost {
     this.#stallLimitMs = options.stallLimitMs ?? STALL_LIMIT_MS;
     this.#onDropped = options.onDropped ?? ((): void => {});
     this.#handOver = options.handOver;
-    this.#connectionLimit = connectionLimit(options.reactor.arena);
+    this.#connectionLimit = connectionLimit(options.reactor.arena, options.maxConnections ?? DEFAULT_CONNECTIONS);
+    this.buffers = new ConnectionBuffers(options.reactor.arena);
     this.line = new MemoryLine(options.reactor, this.#stallLimitMs, () => this.#dropStalling());
   }
 

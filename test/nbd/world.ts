@@ -18,7 +18,7 @@ import { formatNbdUri } from '../../src/nbd/uri.ts';
 import { MIB } from '../../src/util/units.ts';
 import { openDescriptors } from '../contracts/reactor-bench.ts';
 
-export interface WorldOptions extends Pick<NbdServerOptions, 'handshakeLimitMs' | 'stallLimitMs'> {
+export interface WorldOptions extends Pick<NbdServerOptions, 'handshakeLimitMs' | 'stallLimitMs' | 'maxConnections'> {
   readonly driver?: DriverName;
   readonly arenaBytes?: number;
 }
@@ -54,6 +54,7 @@ export class NbdWorld {
       exports: { find: (name) => this.exports.get(name), list: () => this.exports.values() },
       onDropped: (reason) => this.dropped.push(reason),
       ...(options.handshakeLimitMs === undefined ? {} : { handshakeLimitMs: options.handshakeLimitMs }),
+      ...(options.maxConnections === undefined ? {} : { maxConnections: options.maxConnections }),
       ...(options.stallLimitMs === undefined ? {} : { stallLimitMs: options.stallLimitMs }),
     });
   }

@@ -31,6 +31,7 @@ interface DaemonOptions extends CommonOptions {
   readonly storagePortion?: number;
   readonly maxSnapshots?: number;
   readonly maxSnapshotsPerDisk?: number;
+  readonly maxConnections?: number;
 }
 
 export function addDaemonCommand(program: Command): void {
@@ -82,6 +83,7 @@ export function addDaemonCommand(program: Command): void {
     .option('--storage-portion <size>', 'what the storage of a snapshot grows by (default: 1G)', size)
     .option('--max-snapshots <n>', 'most snapshots at once (default: 256)', Number)
     .option('--max-snapshots-per-disk <n>', 'most snapshots of one disk (default: 64)', Number)
+    .option('--max-connections <n>', 'most NBD clients at once, if the arena has room for them (default: 256)', Number)
     .action(run);
 }
 
@@ -152,5 +154,6 @@ async function givenParameters(options: DaemonOptions): Promise<Parameters> {
     storagePortionBytes: options.storagePortion,
     maxSnapshots,
     maxSnapshotsPerDisk,
+    maxConnections: options.maxConnections,
   });
 }

@@ -244,6 +244,7 @@ function parameterFields(parameters: StatusView['parameters']): Array<[string, s
     ['memory', `${formatSize(arenaBytes)}, of it ${copies}`],
     ['storage portion', formatSize(storagePortionBytes)],
     ['snapshots at most', `${maxSnapshots}, of one disk ${maxSnapshotsPerDisk}`],
+    ['NBD clients at most', String(parameters.maxConnections)],
   ];
 }
 

@@ -7,7 +7,7 @@ import { BlksnapError, errnoError } from '../../util/errors.ts';
 import type { SocketAddress } from '../reactor.ts';
 import { AF_INET, AF_INET6, AF_UNIX, bindSocket, listenSocket, setSocketOption, socket, socketName } from '../sys.ts';
 
-const BACKLOG = 128;
+const BACKLOG = 1024;
 const SOL_SOCKET = 1;
 const SO_REUSEADDR = 2;
 const IPPROTO_TCP = 6;
