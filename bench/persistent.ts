@@ -9,8 +9,9 @@ import { parseArgs } from 'node:util';
 import { withDaemon } from './blksnap-server.ts';
 import type { Daemon } from './blksnap-server.ts';
 import { runFio } from './fio.ts';
+import { cpuMs } from './process-cost.ts';
 
-const DISK_BYTES = 128 * 2 ** 20;
+const DISK_BYTES = 512 * 2 ** 20;
 const LONGEST_MS = 60_000;
 
 const { values } = parseArgs({
@@ -24,21 +25,24 @@ const { values } = parseArgs({
 type Mode = 'none' | 'ordinary' | 'persistent';
 const MODES: readonly Mode[] = ['none', 'ordinary', 'persistent'];
 
-async function measure(
-  { client }: Daemon,
-  uri: string,
-  { mode, storage }: { mode: Mode; storage: string },
-): Promise<number> {
-  const snapshot =
-    mode === 'none'
-      ? null
-      : await client.createSnapshot({ disks: ['disk'], storage, persistent: mode === 'persistent' });
+interface Cost {
+  readonly writesPerSecond: number;
+  /** Of the daemon, and what it started. */
+  readonly cpuUs: number;
+}
+
+async function measure({ client, pid }: Daemon, uri: string, where: { mode: Mode; storage: string }): Promise<Cost> {
+  const { mode, storage } = where;
+  const request = { disks: ['disk'], storage, persistent: mode === 'persistent' };
+  const snapshot = mode === 'none' ? null : await client.createSnapshot(request);
   const queueDepth = Number(values['queue-depth']);
   const job = { rw: 'randwrite', blockBytes: 4096, queueDepth, onePass: true } as const;
   const range = { offset: 0, length: DISK_BYTES };
-  const { iops } = await runFio(job, { target: { uris: [uri] }, range, runMs: LONGEST_MS });
+  const before = cpuMs(pid);
+  const { iops, requests } = await runFio(job, { target: { uris: [uri] }, range, runMs: LONGEST_MS });
+  const cpuUs = ((cpuMs(pid) - before) * 1000) / requests;
   if (snapshot !== null) await client.destroySnapshot(snapshot.id);
-  return iops;
+  return { writesPerSecond: iops, cpuUs };
 }
 
 function spread(all: readonly number[]): string {
@@ -53,12 +57,17 @@ try {
   execFileSync('dd', ['if=/dev/urandom', `of=${file}`, 'bs=1M', `count=${DISK_BYTES / 2 ** 20}`], { stdio: 'ignore' });
   await withDaemon({ dir: directory }, async (daemon) => {
     const { uri } = await daemon.client.attach({ path: file, name: 'disk' });
-    const iops = new Map<Mode, number[]>(MODES.map((mode) => [mode, []]));
+    const costs = new Map<Mode, Cost[]>(MODES.map((mode) => [mode, []]));
     for (let round = 0; round < Number(values.rounds); round++)
-      for (const mode of MODES) iops.get(mode)!.push(await measure(daemon, uri, { mode, storage: directory }));
-    for (const mode of MODES) console.log(`${mode}: ${spread(iops.get(mode)!)} writes a second`);
-    const ratios = iops.get('persistent')!.map((value, i) => value / iops.get('ordinary')![i]!);
-    console.log(`persistent to ordinary, round by round: ${spread(ratios)}`);
+      for (const mode of MODES) costs.get(mode)!.push(await measure(daemon, uri, { mode, storage: directory }));
+    for (const [mode, all] of costs) {
+      const rate = spread(all.map(({ writesPerSecond }) => writesPerSecond));
+      console.log(`${mode}: ${rate} writes a second, ${spread(all.map(({ cpuUs }) => cpuUs))} us of CPU time for each`);
+    }
+    for (const key of ['writesPerSecond', 'cpuUs'] as const) {
+      const ratios = costs.get('persistent')!.map((cost, i) => cost[key] / costs.get('ordinary')![i]![key]);
+      console.log(`${key}, persistent to ordinary, round by round: ${spread(ratios)}`);
+    }
   });
 } finally {
   fs.rmSync(directory, { recursive: true });
