@@ -355,12 +355,6 @@ export const MUTATIONS: readonly Mutation[] = [
     why: 'only the newest of several persistent snapshots gets its copies',
   },
   {
-    file: KEPT,
-    text: 'const wants = chunk <= area.lastChunk && (area === run.area || area.table.get(chunk) === UNSAVED);',
-    replacement: 'const wants = chunk <= area.lastChunk;',
-    why: 'an older persistent snapshot gets a second copy, of newer data',
-  },
-  {
     file: TRACKER,
     text: '        if (area.journal !== null) this.#cbt!.dropKept(area.snapshotId);',
     replacement: '',
@@ -383,12 +377,6 @@ export const MUTATIONS: readonly Mutation[] = [
     text: '    if (table.get(here) === UNSAVED) {',
     replacement: '    if (count > 0) {',
     why: 'the last row of a chunk counts, and not the first',
-  },
-  {
-    file: RESTORE,
-    text: 'FIRST_POSITION + bases[piece]! + position + i',
-    replacement: 'FIRST_POSITION + position + i',
-    why: 'what was stored in a second place is looked for in the first after a restart',
   },
   {
     file: READER,

@@ -72,6 +72,8 @@ export function drawStep(random: Prng): Step {
 export async function runStep(world: World, step: Step, random: Prng): Promise<World> {
   switch (step) {
     case 'traffic':
+      // Where snapshots outlive the daemon, it dies often.
+      if (world.machine.weather.persistent > 0 && random.chance(0.25)) return await die(world, random, false);
       await traffic(world, random, 1 + random.below(30));
       break;
     case 'take':
@@ -300,14 +302,26 @@ async function quiet(world: World): Promise<void> {
     throw new Error(`leak: ${copyMemory.lentBytes} bytes of copy memory while nothing is under way`);
 }
 
+/** A large write to a hole, which a snapshot has just been taken of. */
+async function writeToHole(world: World, flow: Traffic, random: Prng): Promise<void> {
+  const owner = world.disks[random.below(world.disks.length)]!;
+  const range = { offset: random.below(8) * CHUNK, length: (20 + random.below(8)) * CHUNK };
+  if (range.offset + range.length > owner.model.content.length) return;
+  flow.change(owner, range, { random, discards: true });
+  await world.reactor.until(flow.ended());
+  if (world.held.size < MOST_SNAPSHOTS) await world.reactor.until(take(world, random));
+  flow.change(owner, range, { random, discards: false });
+}
+
 /** The daemon is killed, or the machine stops, in the middle of traffic; then it is started again. */
 async function die(world: World, random: Prng, power: boolean): Promise<World> {
   const flow = new Traffic(world);
+  if (world.machine.weather.persistent > 0 && random.chance(0.4)) await writeToHole(world, flow, random);
   await start(
     world,
     flow,
     random,
-    random.below(20),
+    random.below(world.machine.weather.persistent > 0 ? 4 : 20),
     random.chance(0.3) ? 'take' : random.chance(0.3) ? 'destroy' : random.chance(0.5) ? 'backup' : undefined,
   );
   for (let turns = random.below(40); turns > 0; turns--) await world.reactor.turn();

@@ -191,6 +191,16 @@ export class Traffic {
     if (done !== null) this.#start(way, this.#runChange(owner, way, io).finally(done));
   }
 
+  /** A discard, or a write of noise. */
+  change(owner: SimDisk, range: Range, { random, discards }: { random: Prng; discards: boolean }): void {
+    const data = new Uint8Array(range.length);
+    if (!discards) random.fill(data.subarray(0));
+    const way = this.#way(owner.disk, random);
+    const done = this.#claim(owner, range, true);
+    const io: Io = { op: discards ? DISCARD : WRITE, range, flags: 0, data };
+    if (done !== null) this.#start(way, this.#runChange(owner, way, io).finally(done));
+  }
+
   async #runChange({ model, file }: SimDisk, way: Way, io: Io): Promise<void> {
     const { write, sync, allocate } = file.faults;
     const change: Change = {
