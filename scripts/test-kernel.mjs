@@ -1,6 +1,7 @@
 /** `npm run test:kernel [-- [--kernel uml|qemu]… [FILE…]]`: the tests that need a kernel of their own, each kind in
  *  one machine of it. Without --kernel: every kind that has files to run. Builds first,
- *  unless --built says that this is done. Where a machine cannot be had its tests are skipped by name. Ends with 1 when one fails. Plain Node, no packages. */
+ *  unless --built says that this is done. With --share, as `npm test` runs it, the longest are left out, and named.
+ *  Where a machine cannot be had its tests are skipped by name. Ends with 1 when one fails. Plain Node, no packages. */
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
@@ -12,10 +13,16 @@ import { VM_KERNELS, missingForVm, prepareVm, runInVm } from './vm/run.mjs';
 
 const MEMORY_MIB = 2048;
 const LIMIT_SECONDS = 900;
+/** What `npm test` leaves to `npm run test:kernel`: it has the same themes without a kernel. */
+const LONG = ['test/kernel/uml/themes.test.ts'];
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { kernel: { type: 'string', multiple: true }, built: { type: 'boolean', default: false } },
+  options: {
+    kernel: { type: 'string', multiple: true },
+    built: { type: 'boolean', default: false },
+    share: { type: 'boolean', default: false },
+  },
 });
 
 /** Test files of a kind of machine that were asked for, in the way of vitest: by a part of their path.
@@ -24,7 +31,9 @@ function filesOf(kernel) {
   const directory = `test/kernel/${kernel}`;
   const names = existsSync(path.join(ROOT, directory)) ? readdirSync(path.join(ROOT, directory)) : [];
   const files = names.filter((name) => name.endsWith('.test.ts')).map((name) => `${directory}/${name}`);
-  return files.filter((file) => positionals.length === 0 || positionals.some((part) => file.includes(part)));
+  return files
+    .filter((file) => positionals.length === 0 || positionals.some((part) => file.includes(part)))
+    .filter((file) => !values.share || !LONG.includes(file));
 }
 
 /** Why the tests of a kind cannot run here, or undefined.
@@ -45,6 +54,7 @@ installPackages();
 if (!values.built) build();
 const chosen = VM_KERNELS.filter((kernel) => values.kernel?.includes(kernel) ?? true);
 let status = 0;
+if (values.share) say(`left to npm run test:kernel: ${LONG.join(', ')}`);
 for (const kernel of chosen.filter((one) => filesOf(one).length > 0)) {
   const words = [
     'node_modules/vitest/vitest.mjs',
