@@ -5,6 +5,15 @@
 import { defineConfig } from 'vitest/config';
 
 const KERNELS = ['uml', 'qemu'] as const;
+/** Unit tests that take seconds each: not part of the gate, which must stay short, but of `npm test`. */
+const LONG = [
+  'src/api/{lease,mapped,partitions}.test.ts',
+  'src/backup/prune.test.ts',
+  'src/blksnap/model.test.ts',
+  'src/daemon/{barrier-take,freeze-hooks,io-thread-client}.test.ts',
+  'src/dm/mapped-device.test.ts',
+  'src/nbd/connection.test.ts',
+];
 const FRAME = ['test/tidy*.test.ts', 'test/layers.test.ts'];
 
 export default defineConfig({
@@ -18,7 +27,8 @@ export default defineConfig({
     hookTimeout: 30_000,
     coverage: { provider: 'v8', include: ['src/**/*.ts'], exclude: ['src/**/*.test.ts'] },
     projects: [
-      { extends: true, test: { name: 'unit', include: ['src/**/*.test.ts'] } },
+      { extends: true, test: { name: 'unit', include: ['src/**/*.test.ts'], exclude: LONG } },
+      { extends: true, test: { name: 'long', include: LONG } },
       { extends: true, test: { name: 'frame', include: FRAME } },
       {
         extends: true,
