@@ -124,8 +124,14 @@ describe('a mapped device', () => {
     await client.resumeMapped('high');
     await client.loadMapped('high', { table: '0 64 error' });
     await world.fill(uri, 0, 7);
+    const histories = async (): Promise<string[]> =>
+      (await client.disks()).map(({ name, cbt }) => `${name} ${cbt!.generationId}`);
+    const before = await histories();
     await world.stop();
     await world.start();
+    const after = await histories();
+    expect(after.filter((history) => before.includes(history))).toEqual([before.find((one) => one.startsWith('a '))]);
+    expect((await client.cbt('high')).reason).toBe('the map is kept in memory only');
     const [high] = (await client.mapped()).devices;
     expect(high).toMatchObject({ name: 'high', table: ['0 64 linear low 0'], inactiveTable: [], suspended: false });
     expect(await world.valueAt(uri, 0)).toBe(7);

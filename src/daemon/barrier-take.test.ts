@@ -67,7 +67,7 @@ it('lets the writes of all threads go when the requests of one do not end in tim
   await attach(first, 'd');
   const backing = path.join(directory, 'backing');
   fs.writeFileSync(backing, Buffer.alloc(MIB));
-  await second.call('dmCreate', { name: 'm', table: `0 2048 linear ${backing} 0` });
+  await second.call('dmCreate', { name: 'm', table: `0 2048 linear ${backing} 0`, filters: [] });
   await second.call('dmSuspend', { name: 'm' });
   const reactor = await openReactor({ driver: 'portable', arenaBytes: 8 * MIB });
   const pool = new BioPool();

@@ -116,13 +116,13 @@ export class Daemon {
         },
       );
       daemon = new Daemon(options, { lock, io, rules });
-      for (const state of remembered.filter((one) => !isLive(one))) await daemon.disks.restore(state);
+      for (const state of remembered.disks.filter((one) => !isLive(one))) await daemon.disks.restore(state);
       // Before anything can write to the disks.
       await daemon.snapshots.restore(journals);
-      await daemon.mapped.restore();
+      await daemon.mapped.restore(remembered.mapped);
       await daemon.devices.restore();
       // Whose kernel devices wait for them.
-      for (const state of remembered.filter(isLive)) await daemon.disks.recover(state);
+      for (const state of remembered.disks.filter(isLive)) await daemon.disks.recover(state);
       await daemon.#restoreRules();
       // Last, so that a client that comes back finds its disk.
       await daemon.#listen();

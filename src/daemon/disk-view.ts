@@ -4,15 +4,15 @@ import type { BlksnapError } from '../util/errors.ts';
 import { wholeDisk } from './disk-names.ts';
 import type { DiskInfo } from './io-protocol.ts';
 import { isLive } from './live-disks.ts';
-import type { DiskState } from './state.ts';
+import type { DiskState, KeptFilter } from './state.ts';
 import type { DiskView, KernelDeviceView } from './views.ts';
 
 /** A disk that is to be served, and why it is not, where it is not. */
 export type Entry =
   | { readonly kind: 'disk'; state: DiskState; failure: BlksnapError | null }
-  | { readonly kind: 'mount'; readonly directory: string; readonly point: string }
+  | { readonly kind: 'mount'; readonly directory: string; readonly point: string; filters: readonly KeptFilter[] }
   /** Remembered by the I/O thread. */
-  | { readonly kind: 'mapped'; readonly failure: BlksnapError | null };
+  | { readonly kind: 'mapped'; readonly failure: BlksnapError | null; filters: readonly KeptFilter[] };
 
 export interface DiskParts {
   /** What the I/O thread tells; undefined for a disk that is not served. */

@@ -18,8 +18,9 @@ import { LiveDisks, isLive } from './live-disks.ts';
 import type { GivenBack, LiveDiskState } from './live-disks.ts';
 import { newLiveState } from './live-volume.ts';
 import type { AttachRequest, MountRequest } from './requests.ts';
+import { asKept, isKeptOf, keepFilters, keptFilters } from './kept-filters.ts';
 import { saveState } from './state.ts';
-import type { DiskState, LiveState } from './state.ts';
+import type { DiskState, KeptFilter, LiveState } from './state.ts';
 import type { DiskView, FilterView } from './views.ts';
 
 export class Disks {
@@ -63,8 +64,14 @@ export class Disks {
   }
 
   /** Takes up a mapped device, made or not. */
-  adopt(name: string, failure: BlksnapError | null): void {
-    this.#entries.set(name, { kind: 'mapped', failure });
+  adopt(name: string, known: { readonly failure: BlksnapError | null; filters: readonly KeptFilter[] }): void {
+    this.#entries.set(name, { kind: 'mapped', ...known });
+  }
+
+  /** Another try at a mapped device that could not be made must not lose its filters. */
+  filtersOfFailed(name: string): readonly KeptFilter[] {
+    const entry = this.#entries.get(name);
+    return entry === undefined ? [] : keptFilters(entry);
   }
 
   /** A disk that was attached is not served after all. */
@@ -148,7 +155,7 @@ export class Disks {
       const { disk, point = null } = request;
       const overlayDirectory = this.#host.paths.state;
       const info = await this.#host.io.call('mount', { name, directory, disk, point, overlayDirectory });
-      const entry: Entry = { kind: 'mount', directory, point: info.point };
+      const entry: Entry = { kind: 'mount', directory, point: info.point, filters: [] };
       this.#entries.set(name, entry);
       this.#host.log.info({ disk: name, directory, point: info.point }, 'mounted');
       return this.#view(name, entry, info);
@@ -183,10 +190,8 @@ export class Disks {
 
   async #forget(name: string, entry: Entry): Promise<void> {
     this.#entries.delete(name);
-    if (entry.kind === 'disk') {
-      this.#save();
-      fs.rmSync(this.#cbtPath(name), { force: true });
-    }
+    if (entry.kind !== 'mount') this.#save();
+    if (entry.kind === 'disk') fs.rmSync(this.#cbtPath(name), { force: true });
     await this.#host.rules.forget(name);
     this.#host.log.info({ disk: name }, 'detached');
   }
@@ -204,11 +209,11 @@ export class Disks {
   }
 
   /** Reads a disk's partition table anew: the disk and its partitions. Errors: ENOENT; EBUSY when a partition that
-   *  is in use would have to go. */
+   *  is in use would have to go; what a partition's filter fails with. */
   async rescan(name: string): Promise<DiskView[]> {
     return await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
       const entry = this.#entry(name);
-      const infos = await this.#host.io.call('rescan', { name: wholeDisk(name) });
+      const infos = await this.#host.io.call('rescan', { name: wholeDisk(name), filters: keptFilters(entry) });
       for (const warning of infos[0]?.partitionTable?.warnings ?? []) this.#host.log.warn({ disk: name }, warning);
       return infos.map((info) => this.#view(info.name, entry, info));
     });
@@ -270,15 +275,14 @@ export class Disks {
     return await this.#host.io.call('filters', {});
   }
 
-  /** Puts a filter on a disk; it is attached again at every start. One on a partition is not.
+  /** Puts a filter on a disk or partition; it is attached again at every start.
    *  Errors: ENOENT for an unknown disk or kind; EALREADY. */
   async attachFilter(name: string, filter: AttachedFilter): Promise<DiskView> {
     return await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
       const entry = this.#entry(name);
       const info = await this.#host.io.call('filterAttach', { disk: name, ...filter });
       try {
-        if (name === wholeDisk(name))
-          this.#remember(entry, (filters) => [...filters, filter as DiskState['filters'][number]]);
+        this.#remember(entry, [...keptFilters(entry), asKept(name, filter)]);
       } catch (cause) {
         await this.#host.io.call('filterDetach', { disk: name, name: filter.name });
         throw cause;
@@ -288,12 +292,18 @@ export class Disks {
     });
   }
 
-  /** Of a failed disk it is only forgotten: the way out when its module is gone. Errors: ENOENT; EBUSY. */
+  /** Of what is not served it is only forgotten: the way out when its module is gone. Errors: ENOENT; EBUSY. */
   async detachFilter(name: string, filter: string): Promise<void> {
     await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
       const entry = this.#entry(name);
-      if (failureOf(entry) === null) await this.#host.io.call('filterDetach', { disk: name, name: filter });
-      if (name === wholeDisk(name)) this.#remember(entry, (filters) => filters.filter((one) => one.name !== filter));
+      const isIt = isKeptOf(name, filter);
+      const kept = keptFilters(entry);
+      const served = failureOf(entry) === null && (!kept.some(isIt) || (await this.#isServed(name)));
+      if (served) await this.#host.io.call('filterDetach', { disk: name, name: filter });
+      this.#remember(
+        entry,
+        kept.filter((one) => !isIt(one)),
+      );
       this.#host.log.info({ disk: name, filter }, 'filter detached');
     });
   }
@@ -411,15 +421,18 @@ export class Disks {
 
   // --- inside ---------------------------------------------------------------------------------
 
+  async #isServed(name: string): Promise<boolean> {
+    return (await this.#host.io.call('disks', {})).some((info) => info.name === name);
+  }
+
   /** Changes the filters that a disk comes back with. */
-  #remember(entry: Entry, change: (filters: DiskState['filters']) => DiskState['filters']): void {
-    if (entry.kind !== 'disk') return;
-    const before = entry.state;
-    entry.state = { ...before, filters: change(before.filters) };
+  #remember(entry: Entry, filters: readonly KeptFilter[]): void {
+    const before = keptFilters(entry);
+    keepFilters(entry, filters);
     try {
       this.#save();
     } catch (cause) {
-      entry.state = before;
+      keepFilters(entry, before);
       throw cause;
     }
   }
@@ -439,8 +452,11 @@ export class Disks {
   }
 
   #save(): void {
-    const states = [...this.#entries.values()].flatMap((entry) => (entry.kind === 'disk' ? [entry.state] : []));
-    saveState(this.#host.paths.stateFile, states);
+    const disks = [...this.#entries.values()].flatMap((entry) => (entry.kind === 'disk' ? [entry.state] : []));
+    const mapped = [...this.#entries].flatMap(([name, entry]) =>
+      entry.kind === 'mapped' && entry.filters.length > 0 ? [{ name, filters: [...entry.filters] }] : [],
+    );
+    saveState(this.#host.paths.stateFile, { disks, mapped });
   }
 
   /** A failed disk is free for another try at the same path. */

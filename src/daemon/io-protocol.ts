@@ -15,6 +15,7 @@ import type { HandedOver, Visitor } from '../nbd/server.ts';
 import type { QueueShape, ServedExport } from '../kernel/ublk-protocol.ts';
 import type { ErrorCode } from '../util/errors.ts';
 import type { AccessRules } from './access.ts';
+import type { KeptFilter } from './state.ts';
 
 export interface IoThreadOptions {
   /** Forces a driver; null takes the best that works. */
@@ -179,8 +180,8 @@ export interface IoCalls {
     args: OpenOptions & {
       readonly name: string;
       readonly cbtPath: string | null;
-      /** Attached before the disk is served. */
-      readonly filters: readonly AttachedFilter[];
+      /** Attached before the disk, or its partition, is served. */
+      readonly filters: readonly KeptFilter[];
       /** Nobody else writes to the device, for as long as it exists. */
       readonly originPrivate?: boolean;
     };
@@ -207,8 +208,8 @@ export interface IoCalls {
   disks: { args: Record<never, never>; result: DiskInfo[] };
   /** Takes over the size that the file or device has now. */
   resize: { args: { readonly name: string }; result: DiskInfo };
-  /** Reads a disk's partition table anew. The disk and its partitions. */
-  rescan: { args: { readonly name: string }; result: DiskInfo[] };
+  /** Reads a disk's partition table anew; new partitions get their filters. The disk and its partitions. */
+  rescan: { args: { readonly name: string; readonly filters: readonly KeptFilter[] }; result: DiskInfo[] };
   /** The kinds of filters that are known, and the disks that have each. */
   filters: { args: Record<never, never>; result: Array<{ readonly name: string; readonly disks: string[] }> };
   filterAttach: { args: { readonly disk: string } & AttachedFilter; result: DiskInfo };
@@ -217,9 +218,15 @@ export interface IoCalls {
     args: { readonly disk: string; readonly name: string; readonly command: string; readonly payload: unknown };
     result: unknown;
   };
-  /** Makes the mapped devices that the file remembers, and keeps it up to date from then on. */
-  dmRestore: { args: { readonly stateFile: string }; result: RestoredMapping[] };
-  dmCreate: { args: { readonly name: string; readonly table: string }; result: void };
+  /** Makes the mapped devices that the file remembers, each with its filters, and keeps it up to date from then on. */
+  dmRestore: {
+    args: { readonly stateFile: string; readonly filters: ReadonlyMap<string, readonly KeptFilter[]> };
+    result: RestoredMapping[];
+  };
+  dmCreate: {
+    args: { readonly name: string; readonly table: string; readonly filters: readonly KeptFilter[] };
+    result: void;
+  };
   dmLoad: { args: { readonly name: string; readonly table: string; readonly sameData: boolean }; result: void };
   dmSuspend: { args: { readonly name: string }; result: void };
   dmResume: { args: { readonly name: string }; result: void };

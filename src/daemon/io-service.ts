@@ -36,12 +36,13 @@ import type { Claim } from './backings.ts';
 import { diskInfo, partitionInfo } from './disk-info.ts';
 import { wholeDisk } from './disk-names.ts';
 import { Exports } from './exports.ts';
-import type { AttachedFilter, DiskInfo, ExportChange, IoCalls, IoHandlers } from './io-protocol.ts';
+import type { DiskInfo, ExportChange, IoCalls, IoHandlers } from './io-protocol.ts';
 import { IoSnapshots } from './io-snapshots.ts';
 import { MappedDisks } from './mapped-disks.ts';
 import { PartitionDisks } from './partition-disks.ts';
 import type { PartitionDisk } from './partition-disks.ts';
 import { partitionMap } from './partition-views.ts';
+import type { KeptFilter } from './state.ts';
 
 /** A disk, and what must be closed after it. */
 interface Served {
@@ -103,6 +104,7 @@ export class IoService {
     this.#partitions = new PartitionDisks({
       reactor,
       pool: this.#pool,
+      attachFilter: (disk, filter) => this.#filters.attach(disk, filter),
       offer: (disk, description) => this.#offer(disk, description),
       drop: (name) => this.#drop(name),
       users: (name) => this.#mapped.users(this.#claimOf(name)),
@@ -115,9 +117,10 @@ export class IoService {
       tracker: (name) => this.#tracker(name),
       heldOf: (name) => this.#snapshots.heldOf(name),
       persistentOf: (name) => this.#snapshots.persistentOf(name),
-      serve: async (name, device) => {
+      serve: async (name, device, filters) => {
         const closeBase = (): Promise<void> => this.#mapped.forget(name);
-        await this.#serve(name, device, { cbtPath: null, originPath: null, description: 'mapped device', closeBase });
+        const description = 'mapped device';
+        await this.#serve(name, device, { cbtPath: null, originPath: null, description, closeBase, filters });
       },
       withdraw: (name) => this.#close(name),
       protect: () => this.#protect(),
@@ -144,7 +147,7 @@ export class IoService {
     checkDetach: ({ name, force }) => this.#checkDetach(name, force ?? false),
     doubt: async ({ name, reason }) => this.#tracker(name).doubt(reason),
     disks: async () => [...this.#served.keys()].flatMap((name) => this.#infos(name)),
-    rescan: ({ name }) => this.#rescan(name),
+    rescan: ({ name, filters }) => this.#rescan(name, filters),
     resize: async ({ name }) => {
       await this.#disk(name).resize();
       return this.#info(name);
@@ -156,8 +159,8 @@ export class IoService {
     },
     filterDetach: ({ disk, name }) => this.#filters.detach(this.#disk(disk), name),
     filterCtl: ({ disk, name, ...ctl }) => this.#filters.ctl(this.#disk(disk), name, ctl),
-    dmRestore: ({ stateFile }) => this.#mapped.restore(stateFile),
-    dmCreate: ({ name, table }) => this.#mapped.create(name, table),
+    dmRestore: (args) => this.#mapped.restore(args),
+    dmCreate: (args) => this.#mapped.create(args),
     dmLoad: (args) => this.#mapped.load(args),
     dmSuspend: ({ name }) => this.#mapped.suspend(name),
     dmResume: ({ name }) => this.#mapped.resume(name),
@@ -246,7 +249,7 @@ export class IoService {
       readonly originPrivate?: boolean;
       readonly description: string;
       readonly closeBase: () => Promise<void>;
-      readonly filters?: readonly AttachedFilter[];
+      readonly filters?: readonly KeptFilter[];
     },
   ): Promise<DiskInfo> {
     assert(!this.#served.has(name), 'the control thread gives each name once');
@@ -256,12 +259,15 @@ export class IoService {
       const memory = { reactor: this.#reactor, pool: this.#pool, copyMemory: this.#copyMemory };
       const tracker = new Tracker({ ...memory, mapPath, originPath, originPrivate, parameters: this.#parameters });
       await disk.attachFilter(tracker);
-      for (const filter of options.filters ?? []) await this.#filters.attach(disk, filter);
-      await this.#partitions.scan(disk);
+      const { filters = [] } = options;
+      for (const filter of filters.filter(({ partition }) => partition === null))
+        await this.#filters.attach(disk, filter);
+      await this.#partitions.scan(disk, filters);
       this.#served.set(name, { disk, tracker, closeBase: options.closeBase });
       this.#offer(disk, options.description);
       return this.#info(name);
     } catch (cause) {
+      await this.#partitions.forget(disk);
       await disk.close();
       throw cause;
     }
@@ -333,8 +339,8 @@ export class IoService {
     }
   }
 
-  async #rescan(name: string): Promise<DiskInfo[]> {
-    await this.#partitions.scan(this.#get(name).disk);
+  async #rescan(name: string, filters: readonly KeptFilter[]): Promise<DiskInfo[]> {
+    await this.#partitions.scan(this.#get(name).disk, filters);
     return this.#infos(name);
   }
 

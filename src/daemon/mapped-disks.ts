@@ -18,6 +18,7 @@ import { Backings, overlap } from './backings.ts';
 import type { BackingHost, Claim } from './backings.ts';
 import type { IoCalls, MappedInfo, RemapInfo, RestoredMapping } from './io-protocol.ts';
 import { loadMappedState, saveMappedState } from './mapped-state.ts';
+import type { KeptFilter } from './state.ts';
 
 export interface MappedHost extends BackingHost {
   readonly reactor: Reactor;
@@ -28,7 +29,7 @@ export interface MappedHost extends BackingHost {
   /** Those of them that outlive the process. */
   persistentOf(name: string): readonly string[];
   /** Serves a device as a disk. */
-  serve(name: string, device: MappedDevice): Promise<void>;
+  serve(name: string, device: MappedDevice, filters: readonly KeptFilter[]): Promise<void>;
   /** Ends serving a disk that should not be. */
   withdraw(name: string): Promise<void>;
   /** Claims have changed: clients must not write what is claimed. */
@@ -108,18 +109,18 @@ export class MappedDisks {
 
   // --- tables ---------------------------------------------------------------------------------
 
-  async create(name: string, table: string): Promise<void> {
+  async create({ name, table, filters }: IoCalls['dmCreate']['args']): Promise<void> {
     const { plan, claims } = this.#plan(name, table);
     const mapping = await openMapping(plan, (backing) => this.#backings.lend(backing));
     const device = new MappedDevice(name, mapping, this.#host.pool);
     this.#devices.set(name, { name, device, live: claims, inactive: null });
-    this.#failed.delete(name);
     try {
-      await this.#host.serve(name, device);
+      await this.#host.serve(name, device, filters);
     } catch (cause) {
       this.#devices.delete(name);
       throw cause;
     }
+    this.#failed.delete(name);
     this.#save();
     await this.#host.protect();
   }
@@ -334,7 +335,7 @@ export class MappedDisks {
   }
 
   /** Makes what is remembered, in whatever order works, and remembers changes from then on. Errors: EBADMSG. */
-  async restore(stateFile: string): Promise<RestoredMapping[]> {
+  async restore({ stateFile, filters: kept }: IoCalls['dmRestore']['args']): Promise<RestoredMapping[]> {
     const { devices, remaps } = loadMappedState(stateFile);
     const results: RestoredMapping[] = [];
     for (const { name, table } of devices) this.#failed.set(name, table);
@@ -342,7 +343,10 @@ export class MappedDisks {
     for (let progress = true; progress && waiting.length > 0;) {
       const failures = new Map<string, BlksnapError>();
       for (const { name, table } of waiting) {
-        await this.create(name, table).catch((cause: unknown) => failures.set(name, toBlksnapError(cause)));
+        const filters = kept.get(name) ?? [];
+        await this.create({ name, table, filters }).catch((cause: unknown) =>
+          failures.set(name, toBlksnapError(cause)),
+        );
       }
       progress = failures.size < waiting.length;
       for (const { name } of waiting) if (!failures.has(name)) results.push({ kind: 'device', name, error: null });

@@ -9,6 +9,7 @@ import type { Disks } from './disks.ts';
 import type { Host } from './host.ts';
 import type { IoCalls } from './io-protocol.ts';
 import { mappedStateFile } from './mapped-state.ts';
+import type { State } from './state.ts';
 import type { DiskView, MappedDevicesView, MappedView } from './views.ts';
 
 export class Mapped {
@@ -21,11 +22,12 @@ export class Mapped {
   }
 
   /** Makes what is remembered. A device that cannot be made, or a disk whose redirected ranges cannot, is failed. */
-  async restore(): Promise<void> {
+  async restore(kept: State['mapped']): Promise<void> {
     const stateFile = mappedStateFile(this.#host.paths);
-    for (const { kind, name, error } of await this.#host.io.call('dmRestore', { stateFile })) {
+    const filters = new Map(kept.map((one) => [one.name, one.filters]));
+    for (const { kind, name, error } of await this.#host.io.call('dmRestore', { stateFile, filters })) {
       const failure = error === null ? null : new BlksnapError(error.code, error.message);
-      if (kind === 'device') this.#disks.adopt(name, failure);
+      if (kind === 'device') this.#disks.adopt(name, { failure, filters: filters.get(name) ?? [] });
       else if (failure !== null) this.#disks.fail(name, failure);
       if (failure !== null) this.#host.log.error({ disk: name, error: failure.message }, 'cannot be mapped again');
     }
@@ -50,8 +52,9 @@ export class Mapped {
     checkName(name, 'give another');
     return await this.#host.serial.run([`disk ${name}`, `mapped ${name}`], async () => {
       this.#disks.checkNew(name);
-      await this.#host.io.call('dmCreate', { name, table });
-      this.#disks.adopt(name, null);
+      const filters = this.#disks.filtersOfFailed(name);
+      await this.#host.io.call('dmCreate', { name, table, filters });
+      this.#disks.adopt(name, { failure: null, filters });
       this.#host.log.info({ disk: name, table }, 'mapped device made');
       return await this.#disks.get(name);
     });

@@ -15,6 +15,7 @@ import type { Reactor } from '../io/reactor.ts';
 import { BlksnapError, errnoError, toBlksnapError } from '../util/errors.ts';
 import { KIB } from '../util/units.ts';
 import { partitionName } from './disk-names.ts';
+import type { KeptFilter } from './state.ts';
 
 const READ_BYTES = 64 * KIB;
 
@@ -34,6 +35,7 @@ export interface TableInfo {
 export interface PartitionDisksOptions {
   readonly reactor: Reactor;
   readonly pool: BioPool;
+  readonly attachFilter: (disk: Disk, filter: KeptFilter) => Promise<void>;
   /** Offers the disk to clients. */
   readonly offer: (disk: Disk, description: string) => void;
   /** Ends that, and the connections that use it. */
@@ -64,8 +66,8 @@ export class PartitionDisks {
   }
 
   /** Reads the table anew: partitions that are where they were stay as they are. Errors: EBUSY when one that is in use
-   *  would have to go; nothing has changed then. */
-  async scan(whole: Disk): Promise<void> {
+   *  would have to go, and nothing has changed then; what a filter fails with, whose partition is not served then. */
+  async scan(whole: Disk, filters: readonly KeptFilter[]): Promise<void> {
     const table = await this.#read(whole);
     const found = new Map((table?.partitions ?? []).map((one) => [partitionName(whole.name, one.number), one]));
     const gone = this.of(whole).filter(({ disk, partition }) => !samePlace(partition, found.get(disk.name)));
@@ -79,13 +81,31 @@ export class PartitionDisks {
     }
     for (const { disk } of gone) await this.#remove(disk);
     this.#tables.set(whole, { scheme: table?.scheme ?? null, warnings: table?.warnings ?? [] });
+    const failures: unknown[] = [];
     for (const [name, partition] of found) {
-      const { offset, length } = partition;
       const known = this.#disks.get(name);
-      const disk = known?.disk ?? new Disk(name, new RangeDevice(name, whole, { offset, length, pool: this.#o.pool }));
-      this.#disks.set(name, { partition, disk });
-      if (known === undefined) this.#o.offer(disk, `partition ${partition.number} of disk ${whole.name}`);
+      if (known === undefined) {
+        const own = filters.filter(({ partition: number }) => number === partition.number);
+        await this.#add(whole, partition, own).catch((cause: unknown) => failures.push(cause));
+      } else {
+        this.#disks.set(name, { partition, disk: known.disk });
+      }
     }
+    if (failures.length > 0) throw failures[0];
+  }
+
+  async #add(whole: Disk, partition: Partition, filters: readonly KeptFilter[]): Promise<void> {
+    const { number, offset, length } = partition;
+    const name = partitionName(whole.name, number);
+    const disk = new Disk(name, new RangeDevice(name, whole, { offset, length, pool: this.#o.pool }));
+    try {
+      for (const filter of filters) await this.#o.attachFilter(disk, filter);
+    } catch (cause) {
+      await disk.close();
+      throw cause;
+    }
+    this.#disks.set(name, { partition, disk });
+    this.#o.offer(disk, `partition ${number} of disk ${whole.name}`);
   }
 
   async #read(whole: Disk): Promise<PartitionTable | null> {

@@ -5,6 +5,8 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { loadState, saveState } from './state.ts';
 
 const DISK = { name: 'vm', path: '/srv/vm.img', readOnly: false, direct: true, filters: [], live: null };
+const FILTERS = [{ name: 'limit', options: { rate: 1 }, partition: 2 }];
+const STATE = { disks: [{ ...DISK, filters: FILTERS }], mapped: [{ name: 'm', filters: FILTERS }] };
 
 describe('the state file', () => {
   let directory: string;
@@ -17,14 +19,14 @@ describe('the state file', () => {
   afterEach(() => fs.rmSync(directory, { recursive: true }));
 
   it('gives back what was saved, and leaves nothing else behind', () => {
-    saveState(file, [DISK]);
-    expect(loadState(file)).toEqual([DISK]);
+    saveState(file, STATE);
+    expect(loadState(file)).toEqual(STATE);
     expect(fs.readdirSync(directory)).toEqual(['state.json']);
     expect(fs.statSync(file).mode & 0o777).toBe(0o600);
   });
 
   it('is empty before the first time', () => {
-    expect(loadState(file)).toEqual([]);
+    expect(loadState(file)).toEqual({ disks: [], mapped: [] });
   });
 
   it.each([
@@ -40,9 +42,9 @@ describe('the state file', () => {
   });
 
   it('keeps the old content when the new cannot be written', () => {
-    saveState(file, [DISK]);
+    saveState(file, STATE);
     fs.mkdirSync(`${file}.partial`);
-    expect(() => saveState(file, [])).toThrow(/Cannot write the state file/);
-    expect(loadState(file)).toEqual([DISK]);
+    expect(() => saveState(file, { disks: [], mapped: [] })).toThrow(/Cannot write the state file/);
+    expect(loadState(file)).toEqual(STATE);
   });
 });

@@ -1,4 +1,4 @@
-/** What a daemon remembers across restarts: the disks it serves and how they were attached.
+/** What a daemon remembers across restarts: the disks it serves, how they were attached, and filters.
  *  Change histories lie beside it, in files of their own. Written whole, by temporary name,
  *  sync and rename: a crash leaves the old file or the new one. */
 
@@ -29,27 +29,40 @@ const liveStateSchema = z.strictObject({
   devices: z.array(z.string()),
 });
 
+const keptFilterSchema = z.strictObject({
+  name: z.string().min(1),
+  options: z.json(),
+  /** Null: it is on the whole disk. */
+  partition: z.int().positive().nullable().default(null),
+});
+
 const diskStateSchema = z.strictObject({
   name: z.string().regex(DISK_NAME),
   path: z.string().min(1),
   readOnly: z.boolean(),
   direct: z.boolean(),
-  filters: z.array(z.strictObject({ name: z.string().min(1), options: z.json() })).default([]),
+  filters: z.array(keptFilterSchema).default([]),
   live: liveStateSchema.nullable().default(null),
 });
 
 const stateSchema = z.strictObject({
   version: z.literal(STATE_VERSION),
   disks: z.array(diskStateSchema),
+  /** Filters of mapped devices, whose tables are in a file of their own (mapped-state.ts). */
+  mapped: z
+    .array(z.strictObject({ name: z.string().regex(DISK_NAME), filters: z.array(keptFilterSchema) }))
+    .default([]),
 });
 
+export type KeptFilter = z.infer<typeof keptFilterSchema>;
 export type DiskState = z.infer<typeof diskStateSchema>;
+export type State = Omit<z.infer<typeof stateSchema>, 'version'>;
 export type LiveState = z.infer<typeof liveStateSchema>;
 
-/** The disks of a state file; none when there is no file yet. Errors: EBADMSG when it cannot be
+/** What a state file remembers; nothing when there is no file yet. Errors: EBADMSG when it cannot be
  *  understood: starting without its disks would lose their change history in silence. */
-export function loadState(file: string): DiskState[] {
-  if (!fs.existsSync(file)) return [];
+export function loadState(file: string): State {
+  if (!fs.existsSync(file)) return { disks: [], mapped: [] };
   const content = loadJson(file, z.unknown(), ADVICE);
   const version = (content as { version?: unknown } | null)?.version;
   if (typeof version === 'number' && version > STATE_VERSION) {
@@ -58,9 +71,10 @@ export function loadState(file: string): DiskState[] {
       `Cannot use the state file "${file}": it has version ${version}, this blksnap knows up to ${STATE_VERSION}; ${ADVICE}`,
     );
   }
-  return loadJson(file, stateSchema, ADVICE)!.disks;
+  const { disks, mapped } = loadJson(file, stateSchema, ADVICE)!;
+  return { disks, mapped };
 }
 
-export function saveState(file: string, disks: readonly DiskState[]): void {
-  saveJson(file, { version: STATE_VERSION, disks });
+export function saveState(file: string, state: State): void {
+  saveJson(file, { version: STATE_VERSION, ...state });
 }

@@ -20,8 +20,9 @@ class StateSubject implements FuzzSubject {
   async run(input: Uint8Array): Promise<void> {
     const file = path.join(this.#directory, 'state.json');
     fs.writeFileSync(file, input);
-    const disks = this.#expected(() => loadState(file));
-    for (const { name } of disks ?? []) assert(DISK_NAME.test(name), 'a disk has the name of one');
+    const state = this.#expected(() => loadState(file));
+    for (const { name } of [...(state?.disks ?? []), ...(state?.mapped ?? [])])
+      assert(DISK_NAME.test(name), 'a disk has the name of one');
     for (const { name } of this.#expected(() => loadMappedState(file))?.devices ?? [])
       assert(DISK_NAME.test(name), 'a mapped device has the name of a disk');
     this.#expected(() => disksBelowMappings(file));
@@ -49,8 +50,13 @@ function disk(draw: Draw): object {
     path: draw.one(['/srv/vm.img', '', '/', '\0']),
     readOnly: draw.chance(0.5),
     direct: draw.chance(0.5),
-    ...(draw.chance(0.5) ? { filters: draw.list(3, () => ({ name: 'limit', options: { a: [draw.below(9)] } })) } : {}),
+    ...(draw.chance(0.5) ? { filters: draw.list(3, () => filter(draw)) } : {}),
   };
+}
+
+function filter(draw: Draw): object {
+  const partition = draw.one([null, 1, 0, -1, 1e300]);
+  return { name: 'limit', options: { a: [draw.below(9)] }, ...(draw.chance(0.5) ? { partition } : {}) };
 }
 
 function generate(draw: Draw): Uint8Array {
@@ -60,7 +66,9 @@ function generate(draw: Draw): Uint8Array {
     devices: draw.list(3, () => ({ name: draw.one(['vm', '-']), table: draw.one(['0 8 zero', '', 'vm']) })),
     remaps: draw.list(3, () => ({ disk: 'vm', offset: draw.below(9), length: -1 + draw.below(9), to: 'x', at: 0.5 })),
   };
-  return jsonText(draw, draw.chance(0.5) ? { version, disks: draw.list(5, () => disk(draw)) } : mapped);
+  const kept = draw.list(2, () => ({ name: draw.one(['m', '../x']), filters: draw.list(2, () => filter(draw)) }));
+  const disks = draw.list(5, () => disk(draw));
+  return jsonText(draw, draw.chance(0.5) ? { version, disks, ...(draw.chance(0.5) ? { mapped: kept } : {}) } : mapped);
 }
 
 export const state: FuzzTarget = { name: 'state', generate, open: async () => new StateSubject() };
