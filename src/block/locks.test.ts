@@ -8,6 +8,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { RawPeer } from '../../test/nbd/raw-peer.ts';
 import { requirePrograms } from '../../test/requirements.ts';
 import { openReactor } from '../io/open.ts';
 import type { Reactor } from '../io/reactor.ts';
@@ -88,7 +89,11 @@ describe('QEMU', () => {
   const serve = async (...flags: string[]): Promise<ChildProcess> => {
     const socket = path.join(dir, 'nbd');
     const server = spawn('qemu-nbd', ['-t', '-f', 'raw', '-k', socket, ...flags, image], { stdio: 'ignore' });
-    await expect.poll(() => fs.existsSync(socket), { timeout: 5000 }).toBe(true);
+    await expect.poll(() => fs.existsSync(socket), { timeout: 20_000 }).toBe(true);
+    // It listens before it opens, and locks, the image; it greets afterwards.
+    const client = await RawPeer.connect(socket);
+    await client.read(8);
+    client.close();
     return server;
   };
   const stop = async (server: ChildProcess): Promise<void> => {

@@ -104,7 +104,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
   #pieceAt = NO_MEMORY;
   #pieceLength = 0;
   /** When receiving the piece's payload began; Infinity when it is not. */
-  #payloadSinceMs = Infinity;
+  #payloadSince = Infinity;
 
   #free: Request | null = null;
   #made = 0;
@@ -133,7 +133,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     this.served = session.served;
     this.#host = host;
     this.#stream = stream;
-    this.#outbox = new Outbox(host.reactor, stream, this);
+    this.#outbox = new Outbox(host.line, stream, this);
     this.#contexts = session.contexts;
     this.#extended = session.style === 'extended';
     this.#headerSize = this.#extended ? EXTENDED_HEADER_SIZE : REQUEST_SIZE;
@@ -172,13 +172,13 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     this.#die();
   }
 
-  /** Since when the client has not taken or sent what the server holds memory for; Infinity when there is no such thing. */
-  get waitingSinceMs(): number {
-    return Math.min(this.#outbox.sendingSinceMs, this.#payloadSinceMs);
+  /** Since which tick of the line the client has not taken or sent what the server holds memory for; or Infinity. */
+  get waitingSince(): number {
+    return Math.min(this.#outbox.sendingSince, this.#payloadSince);
   }
 
   get #receivingPayload(): boolean {
-    return this.#payloadSinceMs !== Infinity;
+    return this.#payloadSince !== Infinity;
   }
 
   // --- receiving ------------------------------------------------------------------------------
@@ -360,13 +360,13 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     arena.bytes.copyWithin(this.#pieceAt, from, from + have);
     this.#start += have;
     if (have === this.#pieceLength) return true;
-    this.#payloadSinceMs = this.#host.reactor.now();
+    this.#payloadSince = this.#host.line.now();
     this.#stream.receiveAll(this.#pieceAt + have, this.#pieceLength - have, this.#payloadReceived);
     return false;
   }
 
   #onPayload(result: number): void {
-    this.#payloadSinceMs = Infinity;
+    this.#payloadSince = Infinity;
     if (this.#state !== 'open') this.#settle();
     else if (result > 0) {
       this.#issuePiece(this.#current!, WRITE);

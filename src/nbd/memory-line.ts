@@ -5,10 +5,16 @@
  *  While somebody waits, nobody behind it gets memory, so that a large request is not starved by
  *  small ones; and only the head of the line keeps what it already has of a request. What is under
  *  way ends and gives its memory back, unless its client does not read (or does not send): such
- *  clients are reported as stalling when the head has waited for too long. */
+ *  clients are reported as stalling when the head has waited for too long.
+ *
+ *  Time is counted in ticks of a timer that runs while somebody waits. When the whole process stands still (a paused
+ *  machine, say), that is one tick, and nobody is blamed for it. */
 
 import { NO_MEMORY } from '../io/arena.ts';
 import type { Completion, Reactor } from '../io/reactor.ts';
+
+/** A limit is passed when one tick more than these has gone by: never too early, and at most a quarter of it too late. */
+const TICKS = 4;
 
 export interface MemoryWaiter {
   /** Tries again; true when it waits no more. */
@@ -17,13 +23,16 @@ export interface MemoryWaiter {
 
 export class MemoryLine implements Completion {
   readonly #reactor: Reactor;
-  readonly #stallMs: number;
-  readonly #onStall: () => void;
+  readonly #tickMs: number;
+  readonly #onStall: (sinceTick: number) => void;
   readonly #waiting: MemoryWaiter[] = [];
   readonly #limitBytes: number;
   #lentBytes = 0;
   #listening = false;
   #timer = 0;
+  #ticks = 0;
+  /** When the head came to its place. */
+  #headSince = 0;
   readonly #serve = (): void => this.#serveHead();
   /** Releasing happens deep inside somebody's completion: serve when that is over. */
   readonly #freed = (): void => {
@@ -31,16 +40,22 @@ export class MemoryLine implements Completion {
     queueMicrotask(this.#serve);
   };
 
-  /** `onStall` is called when the head has waited for `stallMs`, and again after each further `stallMs`. */
-  constructor(reactor: Reactor, stallMs: number, onStall: () => void) {
+  /** `onStall` is called when the head has waited for `stallMs`, and again at each further tick. Who has stood still
+   *  since `sinceTick`, or longer, has done so for `stallMs`, too. */
+  constructor(reactor: Reactor, stallMs: number, onStall: (sinceTick: number) => void) {
     this.#reactor = reactor;
     this.#limitBytes = reactor.arena.size / 2;
-    this.#stallMs = stallMs;
+    this.#tickMs = stallMs / TICKS;
     this.#onStall = onStall;
   }
 
   get length(): number {
     return this.#waiting.length;
+  }
+
+  /** In ticks. */
+  now(): number {
+    return this.#ticks;
   }
 
   /** Hot path. Memory for `waiter`, unless there is none or others come first: then `join`. */
@@ -67,7 +82,8 @@ export class MemoryLine implements Completion {
     if (this.#waiting.includes(waiter)) return;
     this.#waiting.push(waiter);
     if (this.#waiting.length === 1) {
-      this.#timer = this.#reactor.timer(this.#stallMs, this);
+      this.#headSince = this.#ticks;
+      this.#timer = this.#reactor.timer(this.#tickMs, this);
       this.#listen();
     }
   }
@@ -88,14 +104,16 @@ export class MemoryLine implements Completion {
     while (this.#waiting.length > 0 && this.#waiting[0]!.retry()) this.#waiting.shift();
     if (this.#waiting.length > 0) this.#listen();
     if (this.#waiting.length === before) return;
-    this.#reactor.cancelTimer(this.#timer);
-    if (this.#waiting.length > 0) this.#timer = this.#reactor.timer(this.#stallMs, this);
+    this.#headSince = this.#ticks;
+    if (this.#waiting.length === 0) this.#reactor.cancelTimer(this.#timer);
   }
 
-  /** The timer: the head has made no way. */
+  /** A tick. */
   complete(): void {
     if (this.#waiting.length === 0) return;
-    this.#timer = this.#reactor.timer(this.#stallMs, this);
-    this.#onStall();
+    this.#ticks++;
+    this.#timer = this.#reactor.timer(this.#tickMs, this);
+    const sinceTick = this.#ticks - TICKS - 1;
+    if (this.#headSince <= sinceTick) this.#onStall(sinceTick);
   }
 }

@@ -1,11 +1,12 @@
 /** Messages of one connection on their way out (a server's replies, a client's requests): all that
- *  are ready leave in one send.
+ *  are ready leave in one send, as long as it is not large: its end is how a peer shows that it takes something.
  *
  *  Hot path. The send is started in a microtask: those run when the completions of a turn are
  *  through, and also when a message comes from outside of a turn (a thawed disk, say). While a
  *  send is under way, messages gather for the next. */
 
-import type { Completion, Reactor, Stream } from '../io/reactor.ts';
+import type { Completion, Stream } from '../io/reactor.ts';
+import { PIECE_BYTES } from './limits.ts';
 
 /** A message: a header in a slot of its own, then pieces of arena memory. */
 export class Outgoing {
@@ -37,6 +38,11 @@ export class Outgoing {
   }
 }
 
+/** In any unit. */
+export interface Clock {
+  now(): number;
+}
+
 export interface OutboxHost<Message extends Outgoing> {
   /** The message's memory is free again: sent, or given up. */
   messageLeft(message: Message): void;
@@ -45,25 +51,27 @@ export interface OutboxHost<Message extends Outgoing> {
 }
 
 export class Outbox<Message extends Outgoing> implements Completion {
-  readonly #reactor: Reactor;
+  readonly #clock: Clock;
   readonly #stream: Stream;
   readonly #host: OutboxHost<Message>;
   readonly #ready = new OutgoingQueue<Message>();
   readonly #sent = new OutgoingQueue<Message>();
   #flushing = false;
   #stopped = false;
+  /** Data bytes that were given to the stream for the next send. */
+  #queuedBytes = 0;
   /** When the send under way began; Infinity when there is none. */
-  sendingSinceMs = Infinity;
+  sendingSince = Infinity;
   readonly #flush = (): void => this.#send();
 
-  constructor(reactor: Reactor, stream: Stream, host: OutboxHost<Message>) {
-    this.#reactor = reactor;
+  constructor(clock: Clock, stream: Stream, host: OutboxHost<Message>) {
+    this.#clock = clock;
     this.#stream = stream;
     this.#host = host;
   }
 
   get sending(): boolean {
-    return this.sendingSinceMs !== Infinity;
+    return this.sendingSince !== Infinity;
   }
 
   push(message: Message): void {
@@ -98,7 +106,8 @@ export class Outbox<Message extends Outgoing> implements Completion {
     ) {
       this.#sent.push(this.#ready.shift()!);
     }
-    this.sendingSinceMs = this.#reactor.now();
+    this.#queuedBytes = 0;
+    this.sendingSince = this.#clock.now();
     this.#stream.send(this);
   }
 
@@ -110,14 +119,16 @@ export class Outbox<Message extends Outgoing> implements Completion {
     }
     for (; message.queued <= message.pieces; message.queued++) {
       const piece = message.queued - 1;
+      if (this.#queuedBytes >= PIECE_BYTES) return false;
       if (!this.#stream.queue(message.pieceAt[piece]!, message.pieceLength[piece]!)) return false;
+      this.#queuedBytes += message.pieceLength[piece]!;
     }
     return true;
   }
 
   /** The send has ended. */
   complete(result: number): void {
-    this.sendingSinceMs = Infinity;
+    this.sendingSince = Infinity;
     for (let message = this.#sent.shift(); message !== null; message = this.#sent.shift())
       this.#host.messageLeft(message);
     if (result >= 0 && this.#ready.head !== null) this.#sendSoon();

@@ -21,7 +21,7 @@ import type { Peer } from './peer.ts';
 import { Wire } from './wire.ts';
 
 const HANDSHAKE_LIMIT_MS = 30_000;
-/** How long clients that hold memory may stand still while others wait for it. */
+/** How long clients that hold memory may take, or send, less than 1 MiB while others wait for it. */
 const STALL_LIMIT_MS = 10_000;
 /** How long `close` and `dropExport` wait for clients to take their last replies. */
 const GRACE_MS = 2_000;
@@ -79,7 +79,6 @@ export class NbdServer implements ConnectionHost {
   readonly buffers: ConnectionBuffers;
   readonly #exports: ExportTable;
   readonly #handshakeLimitMs: number;
-  readonly #stallLimitMs: number;
   readonly #onDropped: (reason: string) => void;
   readonly #handOver: ((client: HandedOver) => void) | undefined;
   readonly #connectionLimit: number;
@@ -98,12 +97,12 @@ export class NbdServer implements ConnectionHost {
     this.pool = options.pool;
     this.#exports = options.exports;
     this.#handshakeLimitMs = options.handshakeLimitMs ?? HANDSHAKE_LIMIT_MS;
-    this.#stallLimitMs = options.stallLimitMs ?? STALL_LIMIT_MS;
     this.#onDropped = options.onDropped ?? ((): void => {});
     this.#handOver = options.handOver;
     this.#connectionLimit = connectionLimit(options.reactor.arena, options.maxConnections ?? DEFAULT_CONNECTIONS);
     this.buffers = new ConnectionBuffers(options.reactor.arena);
-    this.line = new MemoryLine(options.reactor, this.#stallLimitMs, () => this.#dropStalling());
+    const stallLimitMs = options.stallLimitMs ?? STALL_LIMIT_MS;
+    this.line = new MemoryLine(options.reactor, stallLimitMs, (sinceTick) => this.#dropStalling(sinceTick));
   }
 
   /** Clients in transmission. */
@@ -315,10 +314,10 @@ export class NbdServer implements ConnectionHost {
   }
 
   /** Others wait for memory that these clients hold and do nothing about. */
-  #dropStalling(): void {
-    const limit = this.reactor.now() - this.#stallLimitMs;
+  #dropStalling(sinceTick: number): void {
     for (const connection of this.#connections.keys()) {
-      if (connection.waitingSinceMs <= limit) connection.drop('the client stood still while others waited for memory');
+      if (connection.waitingSince <= sinceTick)
+        connection.drop('the client stood still while others waited for memory');
     }
   }
 }

@@ -35,6 +35,7 @@ export class SimClock {
   readonly spareMemory: ArrayBuffer[] = [];
   readonly #events = new Events();
   #nowUs = 0;
+  readonly #haltedUntilUs = new WeakMap<SimProcess, number>();
 
   constructor(random: Prng) {
     this.random = random;
@@ -84,11 +85,22 @@ export class SimClock {
   }
 
   after(process: SimProcess | null, delayUs: number, run: () => void): Event {
-    const timeUs = this.#nowUs + Math.floor(delayUs);
+    const haltedUntilUs = process === null ? 0 : (this.#haltedUntilUs.get(process) ?? 0);
+    const timeUs = Math.max(this.#nowUs + Math.floor(delayUs), haltedUntilUs);
     const event = { timeUs, tie: this.random.u32(), run, process, cancelled: false };
     // The dead begin nothing.
     if (process === null || this.processes.has(process)) this.#events.push(event);
     return event;
+  }
+
+  /** A process stands still: a stopped machine, say. What falls into that time happens afterwards. */
+  halt(process: SimProcess, forUs: number): void {
+    const untilUs = this.#nowUs + forUs;
+    this.#haltedUntilUs.set(process, untilUs);
+    for (const event of this.#events.take(process)) {
+      event.timeUs = Math.max(event.timeUs, untilUs);
+      this.#events.push(event);
+    }
   }
 
   /** A process has ended. */

@@ -1,7 +1,7 @@
 /** What is to happen in virtual time: a heap of events by time; at the same time, by a draw. */
 
 export interface Event {
-  readonly timeUs: number;
+  timeUs: number;
   readonly tie: number;
   readonly run: () => void;
   /** Whose it is. */
