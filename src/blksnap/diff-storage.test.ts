@@ -57,6 +57,42 @@ describe('a storage of several places', () => {
   });
 });
 
+test.each(['directory', 'tmpfs'])(
+  'an empty file in a %s is empty again at the end, and can be used again',
+  async (where) => {
+    const core = await Core.open();
+    const { disk, tracker } = await core.disk('a', MIB);
+    const path = where === 'tmpfs' ? `/dev/shm/blksnap-${process.pid}` : core.path('given');
+    for (const limitBytes of [MIB, 2 * MIB]) {
+      fs.writeFileSync(path, '');
+      const { id } = await core.set.create([tracker], { path, limitBytes });
+      await core.write(disk, 0, MIB, 1);
+      await expect.poll(() => fs.statSync(path).blocks).toBeGreaterThan(0);
+      await core.set.destroy(id);
+      expect(fs.statSync(path)).toMatchObject({ size: 0, blocks: 0 });
+    }
+    fs.rmSync(path);
+    await core.close();
+  },
+);
+
+test('an empty file whose use is refused stays empty', async () => {
+  const core = await Core.open();
+  const { tracker } = await core.disk('a', MIB);
+  fs.writeFileSync(core.path('given'), '');
+  const { id } = await core.set.create([tracker], small);
+  const refused = (): never => {
+    throw new Error('refused');
+  };
+  const place = { path: core.path('given'), limitBytes: MIB };
+  await expect(core.set.get(id).storage.addPlace(place, { check: refused, before: refused })).rejects.toThrow(
+    'refused',
+  );
+  await expect(core.set.get(id).storage.addPlace(place, { before: refused })).rejects.toThrow('refused');
+  expect(fs.statSync(core.path('given'))).toMatchObject({ size: 0, blocks: 0 });
+  await core.close();
+});
+
 test.each([
   ['a lower limit', 128 * KIB],
   ['the same limit', 256 * KIB],

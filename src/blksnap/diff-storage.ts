@@ -188,7 +188,7 @@ export class DiffStorage {
         await writeLabel(this.#reactor, piece, { id: persistentId, piece: this.#pieces.length });
       await before?.(piece);
     } catch (cause) {
-      piece.close();
+      await piece.close();
       throw cause;
     }
     piece.onFull = () => this.#watchSpace();
@@ -345,7 +345,7 @@ export class DiffStorage {
     this.#closing = true;
     await this.#settle();
     assert(this.#batch === null, 'nothing is appended to a closing storage');
-    for (const piece of this.#pieces) piece.close(keep);
+    for (const piece of this.#pieces) await piece.close(keep);
   }
 }
 

@@ -78,7 +78,7 @@ export async function restoreSnapshot(
     await eachRow(reactor, place, (row) => putRow(disks[row.disk]!.area, row, bases));
     return { content, journal: opened, storage, disks };
   } catch (cause) {
-    for (const piece of pieces) piece.close(true);
+    for (const piece of pieces) await piece.close(true);
     if (journal === null) place.close();
     else await journal.close();
     throw cause;
@@ -185,5 +185,5 @@ async function removePiece(
     () => true,
     () => false,
   );
-  piece.close(!ours);
+  await piece.close(!ours);
 }

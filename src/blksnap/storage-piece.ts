@@ -8,7 +8,7 @@ import { ALLOCATE_RESERVE, completed } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
 import { freeBytes } from '../io/files.ts';
 import { CHUNK } from './chunk-table.ts';
-import { closeStoragePlace } from './storage-place.ts';
+import { releaseStoragePlace } from './storage-place.ts';
 import type { StoragePlace } from './storage-place.ts';
 
 const SMALLEST_PORTION = 1 * MIB;
@@ -157,7 +157,7 @@ export class StoragePiece {
   }
 
   /** With `keep`, what has a name stays. */
-  close(keep = false): void {
-    closeStoragePlace(keep ? { ...this.#o.place, owned: null } : this.#o.place);
+  async close(keep = false): Promise<void> {
+    await releaseStoragePlace(this.#reactor, this.#o.place, keep);
   }
 }

@@ -4,6 +4,8 @@
 import fs from 'node:fs';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { onTmpfs, openUnnamed } from '../io/files.ts';
+import { ALLOCATE_PUNCH_HOLE, completed } from '../io/reactor.ts';
+import type { Reactor } from '../io/reactor.ts';
 import { memoryFile } from '../io/sys.ts';
 
 /** The path that means chunks kept in memory. */
@@ -16,6 +18,8 @@ export interface StoragePlace {
   readonly fd: number;
   /** A file of ours with a name, to be removed at the end. */
   readonly owned: string | null;
+  /** An empty file of somebody else's, which is to be empty again at the end. */
+  readonly given: boolean;
   /** Of a file, space is reserved by fallocate. In memory (also tmpfs) that would zero what is better left
    *  until it is needed; what is there is read at once. */
   readonly kind: 'memory' | PlaceKind;
@@ -29,13 +33,14 @@ const { O_RDWR, O_CREAT, O_EXCL } = fs.constants;
  *  (a device in use). */
 export function openStoragePlace(path: string, action: string): StoragePlace {
   if (path === MEMORY_STORAGE) {
-    return { fd: memoryFile('blksnap-diff'), owned: null, kind: 'memory', sizeBytes: Infinity };
+    return { fd: memoryFile('blksnap-diff'), owned: null, given: false, kind: 'memory', sizeBytes: Infinity };
   }
   try {
     const stat = fs.statSync(path, { throwIfNoEntry: false });
     if (stat?.isBlockDevice()) return openStorageDevice(path);
     if (stat?.isDirectory()) {
-      return { fd: openUnnamed(path), owned: null, kind: onTmpfs(path) ? 'memory' : 'file', sizeBytes: Infinity };
+      const kind = onTmpfs(path) ? 'memory' : 'file';
+      return { fd: openUnnamed(path), owned: null, given: false, kind, sizeBytes: Infinity };
     }
     if (stat?.isFile() === false) {
       throw new BlksnapError('EINVAL', `${action}: want a directory, a new or empty file, or an unused block device`);
@@ -47,6 +52,7 @@ export function openStoragePlace(path: string, action: string): StoragePlace {
     return {
       fd,
       owned: stat === undefined ? path : null,
+      given: stat !== undefined,
       kind: onTmpfs(path) ? 'memory' : 'file',
       sizeBytes: Infinity,
     };
@@ -55,9 +61,20 @@ export function openStoragePlace(path: string, action: string): StoragePlace {
   }
 }
 
-export function closeStoragePlace({ fd, owned }: StoragePlace): void {
-  fs.closeSync(fd);
-  if (owned !== null) fs.rmSync(owned, { force: true });
+/** Leaves the place as it was found; with `keep`, as it is. What is freed may be much: not on this thread, where the
+ *  reactor can. */
+export async function releaseStoragePlace(
+  reactor: Reactor,
+  { fd, owned, given }: StoragePlace,
+  keep: boolean,
+): Promise<void> {
+  if (owned !== null && !keep) fs.rmSync(owned, { force: true });
+  if (given && !keep) {
+    const { size } = fs.fstatSync(fd);
+    if (size > 0) await completed((c) => reactor.allocate(fd, ALLOCATE_PUNCH_HOLE, 0, size, c));
+    fs.ftruncateSync(fd, 0);
+  }
+  await completed((c) => reactor.closeFile(fd, c));
 }
 
 /** The path at which a piece of storage has a name, for a persistent snapshot. Errors: EINVAL for what no other process, or no
@@ -85,7 +102,9 @@ export function reopenStoragePlace(
     if (expected.kind === 'device' ? !stat.isBlockDevice() : !stat.isFile())
       throw new BlksnapError('EBADMSG', `${action}: it is not the ${expected.kind} that it was`);
     if (expected.kind === 'device') return openStorageDevice(path);
-    return { fd: fs.openSync(path, O_RDWR), owned: expected.owned ? path : null, kind: 'file', sizeBytes: Infinity };
+    const { owned } = expected;
+    const fd = fs.openSync(path, O_RDWR);
+    return { fd, owned: owned ? path : null, given: !owned, kind: 'file', sizeBytes: Infinity };
   } catch (cause) {
     throw cause instanceof BlksnapError ? cause : toBlksnapError(cause, action);
   }
@@ -94,5 +113,5 @@ export function reopenStoragePlace(
 function openStorageDevice(path: string): StoragePlace {
   const fd = fs.openSync(path, O_RDWR | O_EXCL);
   const sectors = fs.readFileSync(`/sys/class/block/${fs.realpathSync(path).split('/').at(-1)}/size`, 'utf8');
-  return { fd, owned: null, kind: 'device', sizeBytes: Number(sectors) * 512 };
+  return { fd, owned: null, given: false, kind: 'device', sizeBytes: Number(sectors) * 512 };
 }

@@ -88,6 +88,8 @@ export interface Reactor {
   sync(fd: number, completion: Completion): void;
   /** fallocate; ends with -EOPNOTSUPP where the file system or platform cannot. */
   allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void;
+  /** Closes a file, but not on this thread: freeing what only its descriptor holds may take the file system long. */
+  closeFile(fd: number, completion: Completion): void;
   /** A command to the driver of the device behind `fd`: its code and 16 bytes of argument, which are copied. It may wait
    *  for the outside as long as it likes, so it does not count as under way; at `close` it is given up, and never
    *  ends. Ends with -EOPNOTSUPP where the device, the kernel or this driver knows no commands. */

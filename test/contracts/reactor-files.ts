@@ -181,6 +181,17 @@ export function fileContract(open: OpenReactor): void {
       expect(fs.statSync(path.join(dir, 'a')).size).toBe(2 * MIB);
     });
 
+    it('closes a file, never before the call returned', async () => {
+      const { reactor, dir, file, run } = bench();
+      file('a', pattern(512));
+      const closed = fs.openSync(path.join(dir, 'a'), 'r');
+      const link = `/proc/self/fd/${closed}`;
+      const there = fs.readlinkSync(link);
+      expect(await endsLater((c) => reactor.closeFile(closed, c))).toBe(0);
+      expect(fs.existsSync(link) && fs.readlinkSync(link) === there).toBe(false);
+      for (const fd of [-1, 999_999]) expect(await run((c) => reactor.closeFile(fd, c))).toBe(-ERRNO.EBADF);
+    });
+
     it('ends operations on a bad descriptor with EBADF', async () => {
       const { reactor, memory, run } = bench();
       const at = memory(4096);

@@ -48,7 +48,7 @@ export function drawPlace({ reactor, machine }: World, kept: Kept, random: Prng)
     path,
     limitBytes: storagePages === Infinity ? 64 * 1024 * KIB : storagePages * 4 * KIB,
     portionBytes: (64 + 64 * random.below(8)) * KIB,
-    place: { fd: reactor.openFile(file), owned: null, kind: 'file', sizeBytes: Infinity },
+    place: { fd: reactor.openFile(file), owned: null, given: false, kind: 'file', sizeBytes: Infinity },
   };
 }
 
@@ -87,7 +87,7 @@ function optionsOf(world: World, kept: Kept): RestoreOptions {
     tracker: (name) => world.disks.find(({ disk }) => disk.name === name)!.tracker,
     reopen: ({ path, kind }) => {
       const fd = world.reactor.openFile(kept.places.get(path)!);
-      return { fd, owned: null, kind, sizeBytes: Infinity };
+      return { fd, owned: null, given: false, kind, sizeBytes: Infinity };
     },
   };
 }
@@ -118,6 +118,6 @@ function hold(world: World, kept: Kept, snapshot: Snapshot): void {
 
 /** The daemon is killed: its descriptors go, its files stay. */
 export function letGo({ journal, storage }: Snapshot): void {
-  for (const piece of storage.pieces) piece.close(journal !== null);
+  for (const { fd } of storage.pieces) fs.closeSync(fd);
   journal?.place.close();
 }

@@ -22,6 +22,7 @@ import type {
   SocketAddress,
   Stream,
 } from '../../src/io/reactor.ts';
+import { closeSync } from 'node:fs';
 import { assert } from '../../src/util/assert.ts';
 import { BlksnapError, ERRNO } from '../../src/util/errors.ts';
 import type { Prng } from '../../src/util/prng.ts';
@@ -237,6 +238,12 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
       }
     };
     this.#start(fd, { kind: 'allocate', offset, length, effect }, completion);
+  }
+
+  closeFile(fd: number, completion: Completion): void {
+    this.started();
+    closeSync(fd);
+    this.after(1, () => this.end(completion, 0));
   }
 
   command(_fd: number, _code: number, _argument: Uint32Array, completion: Completion): void {

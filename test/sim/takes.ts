@@ -96,6 +96,7 @@ export function drawStorage({ reactor, machine, places }: World, random: Prng): 
     place: {
       fd: reactor.openFile(file),
       owned: null,
+      given: false,
       kind: random.chance(0.5) ? 'file' : 'memory',
       sizeBytes: Infinity,
     },

@@ -168,6 +168,12 @@ export class PortableReactor implements Reactor, SocketHost {
     setImmediate(() => this.ended(completion, result));
   }
 
+  closeFile(fd: number, completion: Completion): void {
+    const callback = this.#callback(completion);
+    if (fd < 0) this.#fail(callback, 'EBADF');
+    else fs.close(fd, callback);
+  }
+
   command(_fd: number, _code: number, _argument: Uint32Array, completion: Completion): void {
     this.started();
     setImmediate(() => this.ended(completion, -ERRNO.EOPNOTSUPP));

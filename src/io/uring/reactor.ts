@@ -30,6 +30,7 @@ import { eventfd, mapAnonymous, shutdownSocket, readAt, unmap, writeAt, writeVec
 import {
   OP_ACCEPT,
   OP_ASYNC_CANCEL,
+  OP_CLOSE_ASYNC,
   OP_CONNECT,
   OP_FALLOCATE,
   OP_FSYNC,
@@ -214,6 +215,10 @@ export class UringReactor implements Reactor, StreamHost {
   allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void {
     // fallocate(2) by io_uring: `addr` is the length, `len` the mode.
     this.start(OP_FALLOCATE, fd, length, mode, offset, 0, completion);
+  }
+
+  closeFile(fd: number, completion: Completion): void {
+    this.start(OP_CLOSE_ASYNC, fd, 0, 0, 0, 0, completion);
   }
 
   command(fd: number, code: number, argument: Uint32Array, completion: Completion): void {

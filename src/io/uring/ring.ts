@@ -40,6 +40,8 @@ export const OP_FALLOCATE = 17;
 export const OP_READ = 22;
 export const OP_WRITE = 23;
 export const OP_RECV = 27;
+/** With IOSQE_ASYNC, in the byte that follows the code: by a worker of the kernel, never while it is submitted. */
+export const OP_CLOSE_ASYNC = 19 | (0x10 << 8);
 const OP_URING_CMD = 46;
 
 /** Where a command's own argument begins in an entry, in 32-bit words. */
