@@ -2,6 +2,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
+import { NO_MEMORY } from '../io/arena.ts';
 import { borrow, readWhole } from '../io/files.ts';
 import type { Reactor } from '../io/reactor.ts';
 import { RangeChecksums } from '../util/checksum.ts';
@@ -9,9 +10,14 @@ import { BlksnapError } from '../util/errors.ts';
 import { fileSize } from './durable.ts';
 import { chainOf } from './manifest.ts';
 import type { Manifest, RestorePoint } from './manifest.ts';
+import { alignOut } from './ranges.ts';
+import type { ByteRange } from './ranges.ts';
 import { pointFile, sumsFile } from './repository.ts';
 import { readSums } from './sums.ts';
 import type { FileSums } from './sums.ts';
+
+/** How many ranges are read at a time, as far as memory is left. */
+const RANGES_AT_ONCE = 3;
 
 export interface Damage {
   readonly disk: string;
@@ -70,36 +76,51 @@ export async function checkPointFile(diskPath: string, point: RestorePoint, io: 
 }
 
 /** The ranges whose checksum is not the stored one, neighbours joined. */
-async function changedRanges(
-  file: string,
-  sums: FileSums,
-  io: ReadThrough,
-): Promise<Array<{ offset: number; length: number }>> {
-  const changed: Array<{ offset: number; length: number }> = [];
-  const at = await borrow(io.reactor.arena, sums.rangeBytes);
+async function changedRanges(file: string, sums: FileSums, io: ReadThrough): Promise<ByteRange[]> {
+  const { arena } = io.reactor;
+  const buffers = [await borrow(arena, sums.rangeBytes)];
+  // More only where there is plenty: whoever restores needs memory too.
+  while (buffers.length < RANGES_AT_ONCE && arena.lentBytes < arena.size / 4) {
+    const at = arena.allocate(sums.rangeBytes);
+    if (at === NO_MEMORY) break;
+    buffers.push(at);
+  }
   const fd = fs.openSync(file, 'r');
-  try {
-    for (const [index, expected] of sums.checksums.entries()) {
+  const wrong: number[] = [];
+  const indices = sums.checksums.keys();
+  /** Reads one range after another, of those that nobody has read; the others are read while this one is looked at. */
+  const reader = async (at: number): Promise<void> => {
+    for (const index of indices) {
       if (io.signal?.aborted === true) throw new BlksnapError('ECANCELED', 'Canceled');
-      const offset = index * sums.rangeBytes;
-      const length = Math.min(sums.rangeBytes, sums.fileBytes - offset);
-      if ((await checksumAt({ fd, path: file }, at, { offset, length }, io)) === expected) continue;
-      const last = changed.at(-1);
-      if (last !== undefined && last.offset + last.length === offset) last.length += length;
-      else changed.push({ offset, length });
+      const range = rangeOf(sums, index);
+      if ((await checksumAt({ fd, path: file }, at, range, io)) !== sums.checksums[index]) wrong.push(index);
     }
+  };
+  try {
+    // Not `all`: the memory and the file may be given back only when every read has ended.
+    for (const outcome of await Promise.allSettled(buffers.map(reader)))
+      if (outcome.status === 'rejected') throw outcome.reason;
   } finally {
     fs.closeSync(fd);
-    io.reactor.arena.release(at);
+    for (const at of buffers) arena.release(at);
   }
-  return changed;
+  return alignOut(
+    wrong.map((index) => rangeOf(sums, index)),
+    1,
+    sums.fileBytes,
+  );
+}
+
+function rangeOf(sums: FileSums, index: number): ByteRange {
+  const offset = index * sums.rangeBytes;
+  return { offset, length: Math.min(sums.rangeBytes, sums.fileBytes - offset) };
 }
 
 /** The checksum of a range; null when it cannot be read, which is damage too. */
 async function checksumAt(
   file: { readonly fd: number; readonly path: string },
   at: number,
-  range: { readonly offset: number; readonly length: number },
+  range: ByteRange,
   io: ReadThrough,
 ): Promise<string | null> {
   let count: number;

@@ -1,7 +1,7 @@
 /** Writes a restore point to a raw file or a block device.
  *
- *  Every file that the point rests on is compared with its checksums before the target is touched.
- *  A file target appears under its name only when it is whole and synced. */
+ *  Every file that the point rests on is compared with its checksums: before a block device is touched, and before a
+ *  file appears under its name, which it does only when it is whole and synced. */
 
 import type { BioPool } from '../block/bio.ts';
 import type { Reactor } from '../io/reactor.ts';
@@ -23,7 +23,7 @@ import type { Target } from './target.ts';
 const GRANULE_BYTES = MIB / 16;
 
 export interface RestoreProgress {
-  /** `check`: bytes of the backup's files; `copy`: bytes of the disk. */
+  /** `check`: bytes of the backup's files; `copy`: bytes of the disk. Of a check beside a copy only what outlasts it is heard. */
   readonly phase: 'check' | 'copy';
   readonly bytesDone: number;
   readonly bytesTotal: number;
@@ -58,15 +58,12 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     { path: options.to, size: point.size, overwrite: options.overwrite ?? false },
     options,
   );
+  const job = { point, chain: chainOf(manifest, point), target };
   try {
-    const damage = await damageOf(chainOf(manifest, point), options);
-    if (damage.length > 0 && options.acceptDamage !== true) {
-      throw new BlksnapError(
-        'EBADMSG',
-        `the backup is damaged: ${damage.map(describeDamage).join('; ')}. Restore another point, or force it to get what can be read`,
-      );
-    }
-    const progress = await copyPoint(point, target, options);
+    const { damage, progress } = target.hidden
+      ? await copyWhileChecking(job, options)
+      : await checkThenCopy(job, options);
+    if (options.signal?.aborted === true) throw new BlksnapError('ECANCELED', 'Canceled');
     await target.finish();
     return { point, damage, progress };
   } catch (cause) {
@@ -74,6 +71,56 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
   } finally {
     await target.abort();
   }
+}
+
+interface Job {
+  readonly point: RestorePoint;
+  /** The point and what it rests on. */
+  readonly chain: readonly RestorePoint[];
+  readonly target: Target;
+}
+
+type Restored = Pick<RestoreResult, 'damage' | 'progress'>;
+
+async function checkThenCopy({ point, chain, target }: Job, options: RestoreOptions): Promise<Restored> {
+  const damage = await damageOf(chain, options);
+  refuseDamage(damage, options);
+  return { damage, progress: await copyPoint(point, target, options) };
+}
+
+/** Both at once, for a target that appears only after both. */
+async function copyWhileChecking({ point, chain, target }: Job, options: RestoreOptions): Promise<Restored> {
+  const stop = new AbortController();
+  const signal = AbortSignal.any([stop.signal, ...(options.signal === undefined ? [] : [options.signal])]);
+  let copying = true;
+  const onProgress = (progress: RestoreProgress): void => {
+    if (progress.phase === 'copy' || !copying) options.onProgress?.(progress);
+  };
+  const both = { ...options, signal, onProgress };
+  const [copied, checked] = await Promise.allSettled([
+    copyPoint(point, target, both).finally(() => (copying = false)),
+    damageOf(chain, both)
+      .then((damage) => {
+        refuseDamage(damage, options);
+        return damage;
+      })
+      .catch((cause: unknown) => {
+        stop.abort();
+        throw cause;
+      }),
+  ]);
+  // Damage says more than what it did to the copy.
+  if (checked.status === 'rejected') throw checked.reason;
+  if (copied.status === 'rejected') throw copied.reason;
+  return { damage: checked.value, progress: copied.value };
+}
+
+function refuseDamage(damage: readonly Damage[], { acceptDamage }: RestoreOptions): void {
+  if (damage.length === 0 || acceptDamage === true) return;
+  throw new BlksnapError(
+    'EBADMSG',
+    `the backup is damaged: ${damage.map(describeDamage).join('; ')}. Restore another point, or force it to get what can be read`,
+  );
 }
 
 async function copyPoint(point: RestorePoint, target: Target, options: RestoreOptions): Promise<CopyProgress> {

@@ -22,6 +22,8 @@ const ZERO_BYTES_AT_ONCE = GIB;
 const LABEL_BYTES = MIB;
 
 export interface Target extends CopySink {
+  /** Nobody sees what is written before `finish`. */
+  readonly hidden: boolean;
   /** Makes what was written durable and, for a file, gives it its name. */
   finish(): Promise<void>;
   /** Gives up: a file is removed, a device is left as it is by now. Does nothing after finish. */
@@ -87,7 +89,7 @@ async function newFile(file: string, { size }: TargetOptions, context: TargetCon
     fs.closeSync(fd);
   }
   return new DeviceTarget(device, context, {
-    reachesZeros: true,
+    fresh: true,
     publish: () => renameDurably(partial, file),
     discard: () => fs.rmSync(partial, { force: true }),
   });
@@ -121,6 +123,7 @@ async function replacedFile(
       }
     };
     return {
+      hidden: target.hidden,
       write: (offset, at, length) => target.write(offset, at, length),
       zero: (offset, length) => target.zero(offset, length),
       finish: close(() => target.finish()),
@@ -150,7 +153,7 @@ async function blockDevice(options: TargetOptions, context: TargetContext): Prom
     await device.close();
     throw cause;
   }
-  return new DeviceTarget(device, context, { reachesZeros: false, publish: () => {}, discard: () => {} });
+  return new DeviceTarget(device, context, { fresh: false, publish: () => {}, discard: () => {} });
 }
 
 async function holdsData(device: BlockDevice, { reactor, pool }: TargetContext): Promise<boolean> {
@@ -165,18 +168,22 @@ async function holdsData(device: BlockDevice, { reactor, pool }: TargetContext):
   }
 }
 
+interface TargetEnd {
+  /** A file that nobody else sees yet, and that reads as zeros where nothing is written. */
+  readonly fresh: boolean;
+  readonly publish: () => void;
+  readonly discard: () => void;
+}
+
 class DeviceTarget implements Target {
   readonly #device: BlockDevice;
   readonly #context: TargetContext;
-  readonly #end: { readonly reachesZeros: boolean; readonly publish: () => void; readonly discard: () => void };
+  readonly hidden: boolean;
+  readonly #end: TargetEnd;
   #open = true;
 
-  /** `reachesZeros`: the device reads as zeros where nothing is written. */
-  constructor(
-    device: BlockDevice,
-    context: TargetContext,
-    end: { readonly reachesZeros: boolean; readonly publish: () => void; readonly discard: () => void },
-  ) {
+  constructor(device: BlockDevice, context: TargetContext, end: TargetEnd) {
+    this.hidden = end.fresh;
     this.#device = device;
     this.#context = context;
     this.#end = end;
@@ -187,7 +194,7 @@ class DeviceTarget implements Target {
   }
 
   async zero(offset: number, length: number): Promise<void> {
-    if (this.#end.reachesZeros) return;
+    if (this.#end.fresh) return;
     if (!this.#device.capabilities.writeZeroes) return await this.#writeZeros(offset, length);
     for (let done = 0; done < length; done += ZERO_BYTES_AT_ONCE) {
       await this.#run(WRITE_ZEROES, {

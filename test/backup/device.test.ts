@@ -56,3 +56,13 @@ test('a device that is too small is refused and not touched', async (context) =>
   });
   expect(fs.readFileSync(file).every((byte) => byte === 0xaa)).toBe(true);
 });
+
+test('a device is not touched when the backup is damaged', async (context) => {
+  requireRoot(context);
+  requirePrograms(context, 'losetup');
+  const { point } = await world.backUp();
+  world.damage(point.id, 300_000);
+  const { device, file } = loopDevice(12 * MIB);
+  await expect(restoreTo(device, true)).rejects.toMatchObject({ code: 'EBADMSG' });
+  expect(fs.readFileSync(file).every((byte) => byte === 0xaa)).toBe(true);
+});

@@ -132,6 +132,18 @@ export class BackupWorld {
     return wrong;
   }
 
+  /** Changes one byte of a point's file; returns the file. */
+  damage(id: string, offset: number): string {
+    const file = path.join(this.diskPath, `${id}.qcow2`);
+    const fd = fs.openSync(file, 'r+');
+    const byte = Buffer.alloc(1);
+    fs.readSync(fd, byte, 0, 1, offset);
+    byte[0]! ^= 1;
+    fs.writeSync(fd, byte, 0, 1, offset);
+    fs.closeSync(fd);
+    return file;
+  }
+
   /** The names in the disk's directory, without the lock. */
   files(): string[] {
     return fs.readdirSync(this.diskPath).filter((name) => name !== '.lock');

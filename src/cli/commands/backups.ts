@@ -68,7 +68,7 @@ export function addBackupCommands(program: Command): void {
   addCommand(program, 'restore <directory>', {
     summary: 'Write a restore point to a file or a block device',
     local: true,
-    more: 'Checks the whole chain first. A file appears when it is complete, and is sparse.',
+    more: 'Checks the whole chain: a file, which is sparse, appears when it is complete and right; a block device is not touched before.',
     examples: [
       'restore /backup --disk vm --to /srv/vm.img',
       'restore /backup --disk vm --point 20261121T001843Z-7f3a --to /dev/vdb --overwrite',
