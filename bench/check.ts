@@ -16,12 +16,13 @@ export function regressions(kept: Report, now: readonly Outcome[]): string[] {
   return now.flatMap((one) => {
     const old = before.get(keyOf(one));
     if (old === undefined) return [];
-    const tolerance = Math.min(old.reached.count, one.reached.count) < 2 ? 2 * TOLERANCE : TOLERANCE;
+    const rounds = Math.min(old.reached.count, one.reached.count) < 2 ? 2 : 1;
+    // Within its bound it is still what was promised, so it must have become clearly worse.
+    const tolerance = TOLERANCE * rounds * (one.verdict === 'met' ? 2 : 1);
     const worse = one.bound.startsWith('≥')
       ? one.reached.max < old.reached.min * (1 - tolerance)
       : one.reached.min > old.reached.max * (1 + tolerance) + Number.EPSILON;
-    // What still is within its bound is no regression that anybody was promised.
-    if (!worse || one.verdict === 'met') return [];
+    if (!worse) return [];
     const was = `${old.reached.median.toFixed(2)} (${old.reached.min.toFixed(2)} – ${old.reached.max.toFixed(2)})`;
     const is = `${one.reached.median.toFixed(2)} (${one.reached.min.toFixed(2)} – ${one.reached.max.toFixed(2)})`;
     return [`${one.target}, ${one.experiment}: was ${was}, is ${is}, wanted ${one.bound}`];

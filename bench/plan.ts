@@ -27,6 +27,7 @@ const QUICK_ENTRANTS = new Set([
   'blksnap-held',
   'blksnap-copied',
   'blksnap-daemon',
+  'blksnap-nothing',
   'blksnap-nbdcopy',
   'blksnap-backup',
   'origin',

@@ -83,7 +83,7 @@ export function tableOf({ unit, rows }: Pick<ExperimentReport, 'unit' | 'rows'>)
   return [...aligned([head, ...body]).map((line) => line.trimEnd()), ...others];
 }
 
-const ORDER = { met: 0, noise: 1, 'not met': 2 } as const;
+const ORDER = { met: 0, limit: 1, noise: 2, 'not met': 3 } as const;
 
 /** Lines that say of each target where it was reached, the worst last. */
 export function verdictsOf(outcomes: readonly Outcome[]): string[] {

@@ -74,6 +74,24 @@ export function tracked(
   };
 }
 
+/** Our server over a disk that does nothing: what this client can do at most with it. */
+export const NOTHING: ServerRow = {
+  name: 'blksnap-nothing',
+  title: 'limit: blksnap over a disk that does nothing',
+  needs: [],
+  start: async ({ dir, disk }) => {
+    const daemon = await startDaemon(path.join(dir, 'daemon'));
+    try {
+      const table = `0 ${fs.statSync(disk).size / 512} zero`;
+      const { uri } = await daemon.client.createMapped({ name: 'nothing', table });
+      return { pid: daemon.pid, uri, stop: () => daemon.stop() };
+    } catch (error) {
+      await daemon.stop();
+      throw error;
+    }
+  },
+};
+
 const fileNode = (file: string, node: string, aio: string): string =>
   `driver=file,node-name=${node},filename=${file},aio=${aio}`;
 

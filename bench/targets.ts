@@ -15,10 +15,15 @@ interface Target {
   readonly by: readonly string[];
   readonly metric: string;
   readonly bound: { readonly atLeast: number } | { readonly atMost: number };
+  /** An entrant that nobody can beat: who reaches nearly its figure has reached what there is. */
+  readonly limit: string | undefined;
 }
 
-/** `noise`: missed, but some round of this run reached it. */
-export type Verdict = 'met' | 'noise' | 'not met';
+/** `noise`: missed, but some round of this run reached it. `limit`: missed, but the client can do no more. */
+export type Verdict = 'met' | 'noise' | 'limit' | 'not met';
+
+/** What is nearly a limit. */
+const LIMIT_SHARE = 0.97;
 
 export interface Outcome {
   readonly target: string;
@@ -43,6 +48,7 @@ const TARGETS: readonly Target[] = [
     subject: 'blksnap-serve',
     by: PEERS,
     atLeast: 1.2,
+    limit: 'blksnap-nothing',
   }),
   target('queue-depth-1', '4 KiB at queue depth 1, by the best peer', plain('rand\\w+-4k-qd1'), {
     subject: 'blksnap-serve',
@@ -148,16 +154,18 @@ function target(
     readonly metric?: string;
     readonly atLeast?: number;
     readonly atMost?: number;
+    readonly limit?: string;
   },
 ): Target {
   const bound = rest.atLeast === undefined ? { atMost: rest.atMost! } : { atLeast: rest.atLeast };
-  return { name, title, of, subject: rest.subject, by: rest.by, metric: rest.metric ?? 'value', bound };
+  const { subject, by, metric = 'value', limit } = rest;
+  return { name, title, of, subject, by, metric, bound, limit };
 }
 
 /** A figure of ours, with nobody beside it. */
 function figure(name: string, title: string, of: RegExp, metric: string, atMost: number): Target {
   const subject = name.startsWith('increment') ? 'blksnap' : 'blksnap-daemon';
-  return { name, title, of, subject, by: [], metric, bound: { atMost } };
+  return { name, title, of, subject, by: [], metric, bound: { atMost }, limit: undefined };
 }
 
 /** The reference with the best median; undefined where none was measured. */
@@ -180,7 +188,10 @@ export function judge(experiment: Experiment, measured: readonly Series[]): Outc
     const { bound } = one;
     const passes = (value: number): boolean => ('atLeast' in bound ? value >= bound.atLeast : value <= bound.atMost);
     const reached = spreadOf(values);
-    const verdict: Verdict = passes(reached.median) ? 'met' : values.some(passes) ? 'noise' : 'not met';
+    const limit = measured.find(({ entrant }) => entrant === one.limit);
+    const atLimit = limit !== undefined && median(pairedRatios(subject, limit, one.metric)) >= LIMIT_SHARE;
+    const missed = values.some(passes) ? 'noise' : atLimit ? 'limit' : 'not met';
+    const verdict: Verdict = passes(reached.median) ? 'met' : missed;
     return [
       {
         target: one.name,

@@ -3,7 +3,7 @@
 import { runFio } from '../fio.ts';
 import type { FioJob } from '../fio.ts';
 import type { Entrant, Experiment, PlaceName } from '../measurement.ts';
-import { PEERS, served, tracked } from '../servers.ts';
+import { NOTHING, PEERS, served, tracked } from '../servers.ts';
 import { fioEntrant, measuredRange } from './fio-entrant.ts';
 
 const KIB = 1024;
@@ -96,7 +96,7 @@ function plainExperiment(workload: Workload, place: PlaceName, connections: numb
     place,
     quick: suffix === '' && QUICK.has(workload.name),
     entrants: [
-      ...[...OURS, ...PEERS].map((row) => fioEntrant(row, { job, unit, connections })),
+      ...[...OURS, ...PEERS, NOTHING].map((row) => fioEntrant(row, { job, unit, connections })),
       ...(connections === 1 ? limits(workload) : []),
     ],
   };
