@@ -9,9 +9,9 @@
  *
  *  File, little-endian: a header of 4096 bytes, then the map.
  *     0 magic "BLKSNCBT"   8 version u32        12 log2 of the block size u32
- *    16 device size u64   24 change number u32  28 clean u32 (1: detached in order)
+ *    16 device size u64   24 change number u32  28 clean u32 (1: detached in order; 2: so, but writes are not counted)
  *    32 generation id, 36 characters            72 boot id, 36 characters
- *   112 origin kind u32 (0 none, 1 file, 2 device)
+ *   112 origin kind u32 (0 none, 1 file, 2 device, 3 device whose writes the kernel is told not to count)
  *   120 origin id u64    128 origin version u64 (both as of attach, then as of detach)
  *   136 time of the last mark f64 (ms since 1970)
  *   144 origin change u64 (as 120 and 128)
@@ -36,6 +36,8 @@ const VERSION = 2;
 const OLDEST_VERSION = 1;
 const HEADER = 4096;
 const LAST_MARK = 136;
+const CLEAN = 1;
+const CLEAN_UNCOUNTED = 2;
 const SLOTS = 1024;
 const SLOT_BYTES = 32;
 const SLOT_FRAMES = 16;
@@ -283,7 +285,7 @@ export class CbtMap {
 
   #writeIdentity(): void {
     const identity = this.#originPath === null ? null : originIdentity(this.#originPath);
-    this.#header.setUint32(112, identity === null ? 0 : identity.kind === 'file' ? 1 : 2, true);
+    this.#header.setUint32(112, identity === null ? 0 : identity.kind === 'file' ? 1 : identity.counted ? 2 : 3, true);
     this.#header.setBigUint64(120, identity?.id ?? 0n, true);
     this.#header.setBigUint64(128, identity?.version ?? 0n, true);
     this.#header.setBigUint64(144, identity?.change ?? 0n, true);
@@ -303,13 +305,22 @@ export class CbtMap {
   }
 
   #markClean(address: number): void {
+    const before = storedIdentity(this.#header);
     try {
       this.#writeIdentity();
     } catch {
       return; // The origin's path is gone. The map stays without its clean mark, and will be doubted.
     }
-    this.#header.setUint32(28, 1, true);
+    const counts = this.#countsWrites(before, storedIdentity(this.#header));
+    this.#header.setUint32(28, counts ? CLEAN : CLEAN_UNCOUNTED, true);
     syncMapping(address, HEADER);
+  }
+
+  /** Whether a write of somebody else would show: where we wrote, ours must have. */
+  #countsWrites(before: OriginIdentity | null, now: OriginIdentity | null): boolean {
+    if (before?.kind !== 'device' || now === null) return true;
+    if (before.counted !== now.counted) return false;
+    return this.#lastMarkMs >= 0 ? before.version !== now.version : now.counted;
   }
 }
 
@@ -336,17 +347,21 @@ function doubtAbout(fd: number, length: number, shift: number, options: CbtMapOp
   if (now?.kind === 'device' && text(header, 72) !== bootId()) {
     return 'the machine was started anew, and with it the count of what was written to the device';
   }
-  return header.getUint32(28, true) === 1 ? doubtAfterDetach(header, now) : doubtAfterKill(header, now, options);
+  return header.getUint32(28, true) === 0
+    ? doubtAfterKill(header, now, options)
+    : doubtAfterDetach(header, now, options);
 }
 
 function isKnown(version: number): boolean {
   return version >= OLDEST_VERSION && version <= VERSION;
 }
 
-function doubtAfterDetach(header: DataView, now: OriginIdentity | null): string {
+function doubtAfterDetach(header: DataView, now: OriginIdentity | null, { originPrivate }: CbtMapOptions): string {
   const then = storedIdentity(header);
   if (isAnother(then, now)) return 'the disk is another one than before';
-  return isUntouched(then, now) ? '' : 'the disk was written while it was not attached';
+  if (!isUntouched(then, now)) return 'the disk was written while it was not attached';
+  if (originPrivate === true || (header.getUint32(28, true) === CLEAN && then?.counted === now?.counted)) return '';
+  return 'the kernel does not count what is written to the device, so others may have written unseen (queue/iostats)';
 }
 
 function doubtAfterKill(header: DataView, now: OriginIdentity | null, { originPrivate }: CbtMapOptions): string {
@@ -380,6 +395,7 @@ function storedIdentity(header: DataView): OriginIdentity | null {
   if (kind === 0) return null;
   return {
     kind: kind === 1 ? 'file' : 'device',
+    counted: kind !== 3,
     id: header.getBigUint64(120, true),
     version: header.getBigUint64(128, true),
     change: header.getBigUint64(144, true),

@@ -3,7 +3,10 @@
  *
  *  For a file: its inode, and the times of its last modification and of its last change; the first can be set
  *  back (cp -p, rsync, tar), the second cannot. For a kernel device: its number, the kernel's count of disks so
- *  far (another disk of the same number has another), and its count of sectors written. */
+ *  far (another disk of the same number has another), and its count of sectors written and discarded.
+ *
+ *  The kernel need not count: it can be told not to (`queue/iostats`), and some drivers never do (brd), or do in spite of
+ *  that (device-mapper before 6.12). So it is also told whether it should. */
 
 import fs from 'node:fs';
 import os from 'node:os';
@@ -12,17 +15,26 @@ export interface OriginIdentity {
   readonly kind: 'file' | 'device';
   /** A number that another file or device of the same path would not have. */
   readonly id: bigint;
-  /** File: modification time, ns. Device: sectors written since boot. */
+  /** File: modification time, ns. Device: sectors written or discarded since boot. */
   readonly version: bigint;
   /** File: change time (ctime), ns. Device: its sequence number (diskseq), 0 where the kernel has none. */
   readonly change: bigint;
+  /** Whether the version is bound to change with every write. */
+  readonly counted: boolean;
 }
 
 export function originIdentity(path: string): OriginIdentity {
   const stat = fs.statSync(path, { bigint: true });
-  if (!stat.isBlockDevice()) return { kind: 'file', id: stat.ino, version: stat.mtimeNs, change: stat.ctimeNs };
+  if (!stat.isBlockDevice())
+    return { kind: 'file', id: stat.ino, version: stat.mtimeNs, change: stat.ctimeNs, counted: true };
   const directory = sysfsDirectory(Number(stat.rdev));
-  return { kind: 'device', id: stat.rdev, version: sectorsWritten(directory), change: diskSequence(directory) };
+  return {
+    kind: 'device',
+    id: stat.rdev,
+    version: sectorsChanged(directory),
+    change: diskSequence(directory),
+    counted: ofDisk(directory, 'queue/iostats') === '1',
+  };
 }
 
 function sysfsDirectory(rdev: number): string {
@@ -31,18 +43,23 @@ function sysfsDirectory(rdev: number): string {
   return `/sys/dev/block/${major}:${minor}`;
 }
 
-/** Field 7 of stat (Documentation/block/stat.rst). */
-function sectorsWritten(directory: string): bigint {
+/** Fields 7 and 14 of stat (Documentation/block/stat.rst); the second is there since Linux 4.19. */
+function sectorsChanged(directory: string): bigint {
   const fields = fs.readFileSync(`${directory}/stat`, 'utf8').trim().split(/\s+/);
-  return BigInt(fields[6] ?? '0');
+  return BigInt(fields[6] ?? '0') + BigInt(fields[13] ?? '0');
 }
 
-/** Linux 5.15 and newer. A partition has that of its disk. */
+/** Linux 5.15 and newer. */
 function diskSequence(directory: string): bigint {
-  for (const file of [`${directory}/diskseq`, `${fs.realpathSync(directory)}/../diskseq`]) {
-    if (fs.existsSync(file)) return BigInt(fs.readFileSync(file, 'utf8').trim());
+  return BigInt(ofDisk(directory, 'diskseq') ?? '0');
+}
+
+/** An attribute that a partition has from its disk; null where the kernel has no such. */
+function ofDisk(directory: string, name: string): string | null {
+  for (const file of [`${directory}/${name}`, `${fs.realpathSync(directory)}/../${name}`]) {
+    if (fs.existsSync(file)) return fs.readFileSync(file, 'utf8').trim();
   }
-  return 0n;
+  return null;
 }
 
 /** Differs after every boot of the machine. */
