@@ -7,7 +7,7 @@ import { defineConfig } from 'vitest/config';
 const KERNELS = ['uml', 'qemu'] as const;
 /** Unit tests that take seconds each: not part of the gate, which must stay short, but of `npm test`. */
 const LONG = [
-  'src/api/{lease,mapped,partitions}.test.ts',
+  'src/api/{lease,mapped,partitions,retry}.test.ts',
   'src/backup/prune.test.ts',
   'src/blksnap/model.test.ts',
   'src/daemon/{barrier-take,freeze-hooks,io-thread-client}.test.ts',

@@ -31,6 +31,12 @@ export function defaultName(real: string): string {
   return path.parse(real).name;
 }
 
+export function noSuchDisk(name: string, known: readonly string[]): BlksnapError {
+  const there = known.toSorted().join(', ');
+  const next = there === '' ? 'none is attached; attach one with `blksnap attach PATH`' : `there are ${there}`;
+  return new BlksnapError('ENOENT', `No disk "${name}": ${next}`);
+}
+
 export function checkName(name: string, next: string): void {
   if (DISK_NAME.test(name)) return;
   throw new BlksnapError(

@@ -6,7 +6,7 @@ import path from 'node:path';
 import type { ByteRange } from '../backup/ranges.ts';
 import { assert } from '../util/assert.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
-import { checkName, defaultName, realPath, wholeDisk } from './disk-names.ts';
+import { checkName, defaultName, noSuchDisk, realPath, wholeDisk } from './disk-names.ts';
 import { mapperDeviceAt } from '../kernel/mapper-device.ts';
 import type { MapperDevice } from '../kernel/mapper-device.ts';
 import type { Host } from './host.ts';
@@ -116,7 +116,7 @@ export class Disks {
     const mapper = mapperDeviceAt(request.path);
     const volume = request.readOnly === true || request.kernelDevice === false ? null : mapper;
     const real = mapper === null ? realPath(request.path) : mapper.path;
-    const name = request.name ?? (mapper === null ? defaultName(real) : mapper.name);
+    const name = request.name ?? this.#failedAt(real) ?? (mapper === null ? defaultName(real) : mapper.name);
     checkName(name, 'give one with --name');
     const state: DiskState = {
       name,
@@ -462,7 +462,9 @@ export class Disks {
   /** A failed disk is free for another try at the same path. */
   #checkFree(name: string, real: string | null): void {
     for (const [other, entry] of this.#entries) {
-      if (entry.kind !== 'disk' || entry.failure !== null || entry.state.path !== real) continue;
+      if (entry.kind !== 'disk' || entry.state.path !== real) continue;
+      // What is left of a volume's attach is its disk's: another one would take it away.
+      if (entry.failure !== null && (other === name || !isLive(entry.state))) continue;
       throw new BlksnapError('EALREADY', `Cannot attach "${real}": it is attached already, as "${other}"`);
     }
     const entry = this.#entries.get(name);
@@ -473,6 +475,13 @@ export class Disks {
     throw new BlksnapError('EEXIST', `Cannot use name "${name}": ${holder} has it; give another with --name`);
   }
 
+  /** The disk of a path that could not be attached, or had to be given up: it is tried again under its name. */
+  #failedAt(real: string): string | undefined {
+    const isOne = (entry: Entry): boolean =>
+      entry.kind === 'disk' && entry.failure !== null && entry.state.path === real;
+    return [...this.#entries].find(([, entry]) => isOne(entry))?.[0];
+  }
+
   #entry(name: string): Entry {
     const entry = this.#entries.get(wholeDisk(name));
     if (entry === undefined) throw this.#noDisk(name);
@@ -480,11 +489,7 @@ export class Disks {
   }
 
   #noDisk(name: string): BlksnapError {
-    const known = [...this.#entries.keys()].sort().join(', ');
-    return new BlksnapError(
-      'ENOENT',
-      `No disk "${name}": ${known === '' ? 'none is attached; attach one with `blksnap attach PATH`' : `there are ${known}`}`,
-    );
+    return noSuchDisk(name, [...this.#entries.keys()]);
   }
 
   #view(name: string, entry: Entry, info: DiskInfo | undefined): DiskView {

@@ -9,7 +9,8 @@
 import { spawn } from 'node:child_process';
 import { BlksnapError } from '../util/errors.ts';
 
-const CALL_TIMEOUT_MS = 10_000;
+/** None of them waits for I/O; but a machine may stand still for a while. */
+const CALL_TIMEOUT_MS = 60_000;
 const ERROR_BYTES = 500;
 const PLACES = ['/usr/sbin', '/sbin', '/usr/bin', '/bin'];
 

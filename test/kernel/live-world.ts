@@ -36,18 +36,36 @@ function pipe(input: string, program: string, ...args: readonly string[]): strin
   return execFileSync(program, args, { encoding: 'utf8', input, stdio: ['pipe', 'pipe', 'pipe'] });
 }
 
+/** A file system of a volume: how it is made, mounted and checked. */
+interface FileSystem {
+  readonly mkfs: readonly string[];
+  readonly fsck: readonly string[];
+  /** Options for a second one of its UUID. */
+  readonly twice: readonly string[];
+}
+
+const EXT4: FileSystem = {
+  mkfs: ['mkfs.ext4', '-q', '-F', '-b', '1024', '-E', 'lazy_itable_init=0,lazy_journal_init=0'],
+  fsck: ['fsck.ext4', '-fn'],
+  twice: [],
+};
+/** How a volume is made: by this table, or as the function does it. */
+type Making = string | ((volume: string) => void);
+
 export class LiveWorld {
   readonly daemon = new DaemonUnderTest();
   readonly client = new Client({ dir: this.daemon.state });
   readonly volume: string;
   readonly place: string;
+  readonly fileSystem: FileSystem;
   readonly #die: string;
   #mounted = false;
   #loads = 0;
 
-  /** Makes the volume of a table, and a file system on it. */
-  constructor(volume: string, table: string) {
+  /** Makes the volume, and a file system on it. */
+  constructor(volume: string, making: Making, fileSystem: FileSystem = EXT4) {
     this.volume = volume;
+    this.fileSystem = fileSystem;
     this.place = this.daemon.path('mnt');
     this.#die = this.daemon.path('die');
     const bin = this.daemon.path('bin');
@@ -55,7 +73,8 @@ export class LiveWorld {
     fs.writeFileSync(path.join(bin, 'dmsetup'), DMSETUP, { mode: 0o755 });
     process.env['DIE'] = this.#die;
     process.env['PATH'] = `${bin}:${process.env['PATH']}`;
-    pipe(table, '/sbin/dmsetup', 'create', volume);
+    if (typeof making === 'string') pipe(making, '/sbin/dmsetup', 'create', volume);
+    else making(volume);
     this.mount();
   }
 
@@ -65,7 +84,8 @@ export class LiveWorld {
 
   mount(): void {
     run('/sbin/dmsetup', 'mknodes');
-    run('mkfs.ext4', '-q', '-F', '-b', '1024', '-E', 'lazy_itable_init=0,lazy_journal_init=0', this.device);
+    const [mkfs, ...options] = this.fileSystem.mkfs;
+    run(mkfs!, ...options, this.device);
     run('mount', '-o', 'noatime', this.device, this.place);
     this.#mounted = true;
   }
@@ -113,7 +133,8 @@ export class LiveWorld {
   check(): void {
     run('umount', this.place);
     this.#mounted = false;
-    run('fsck.ext4', '-fn', this.device);
+    const [fsck, ...options] = this.fileSystem.fsck;
+    run(fsck!, ...options, this.device);
   }
 
   async dispose(): Promise<void> {

@@ -1,21 +1,20 @@
 /** Live attach: a mounted volume under load moves onto the daemon and back, whatever becomes of the daemon meanwhile.
  *  ROUNDS and SEED in the environment: how often it goes there and back, and when the daemon dies on the way. */
 
-import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { once } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
 import { afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest';
-import { Client } from '../../../src/api/client.ts';
+import { BlksnapError } from '../../../src/util/errors.ts';
 import { Prng } from '../../../src/util/prng.ts';
 import { LiveWorld, run } from '../live-world.ts';
 import type { DeathPoint } from '../live-world.ts';
 
-const BLKSNAP = path.resolve(import.meta.dirname, '../../../bin/blksnap');
 const ROUNDS = Number(process.env['ROUNDS'] ?? 3);
 /** Every fourth round the daemon dies on the way. */
 const SEED = Number(process.env['SEED'] ?? 1);
+/** Rounds between two lines that tell how far it is. */
+const PROGRESS = 10;
 const SECTORS = 131_072;
 /** Two targets, and an offset that is not 0. */
 const TABLE = `0 65536 linear 1:0 2048\n65536 ${SECTORS - 65_536} linear 1:0 131072\n`;
@@ -69,12 +68,25 @@ async function dieIn(action: () => Promise<unknown>, point: DeathPoint): Promise
   expect(await world.client.disks()).toEqual([]);
 }
 
+/** A machine that stands still for long may use up the time of a step: the command fails then, the volume has one of
+ *  its tables, and the command is given again. */
+async function patiently<T>(action: () => Promise<T>): Promise<T> {
+  try {
+    return await action();
+  } catch (cause) {
+    if (!(cause instanceof BlksnapError) || cause.code !== 'ETIMEDOUT') throw cause;
+    console.log(`given again: ${cause.message}`);
+    expect(world.isSuspended()).toBe(false);
+    return await action();
+  }
+}
+
 async function thereAndBack(): Promise<void> {
-  const { name, live, kernelDevice, path: place } = await world.attach();
+  const { name, live, kernelDevice, path: place } = await patiently(() => world.attach());
   expect({ name, live, place }).toEqual({ name: 'vol', live: true, place: '/dev/mapper/vol' });
   const number = run('lsblk', '-dno', 'MAJ:MIN', kernelDevice!.path!).trim();
   expect(world.table()).toBe(`0 ${SECTORS} linear ${number} 0\n`);
-  await world.client.detach('vol');
+  await patiently(() => world.client.detach('vol'));
   expectOriginal();
 }
 
@@ -90,9 +102,10 @@ test(
       if (there !== undefined) await dieIn(() => world.attach(), there);
       else if (back === undefined) await thereAndBack();
       else {
-        await world.attach();
+        await patiently(() => world.attach());
         await dieIn(() => world.client.detach('vol'), back);
       }
+      if ((round + 1) % PROGRESS === 0) console.log(`${round + 1} of ${ROUNDS} rounds, seed ${SEED}`);
     }
     expect(await load.end()).toBeGreaterThan(10);
     world.check();
@@ -212,43 +225,6 @@ test('a table that another program swaps in is noticed: image lost, history anew
   await world.client.destroySnapshot(id);
   await world.attach();
   expect((await world.client.cbt('vol')).generationId).not.toBe(before.generationId);
-  await world.client.detach('vol');
-  expectOriginal();
-});
-
-test('what cannot work is refused, with what to do instead', async () => {
-  const refused = async (target: string, words: RegExp): Promise<void> => {
-    await expect(world.client.attach({ path: target })).rejects.toThrow(words);
-  };
-  run('/sbin/dmsetup', 'suspend', 'vol');
-  await refused(world.device, /suspended/);
-  run('/sbin/dmsetup', 'resume', 'vol');
-  run('mkfs.ext4', '-q', '-F', '/dev/ram1');
-  const other = world.daemon.path('other');
-  fs.mkdirSync(other);
-  run('mount', '/dev/ram1', other);
-  await refused('/dev/ram1', /mounted or in use.*Only device-mapper volumes/);
-  run('umount', other);
-  await world.daemon.stop();
-  const inside = new Client({ dir: path.join(world.place, 'd') });
-  const child = spawn(BLKSNAP, ['daemon', '--dir', path.join(world.place, 'd')], { stdio: 'ignore' });
-  await expect
-    .poll(
-      () =>
-        inside.status().then(
-          () => true,
-          () => false,
-        ),
-      { timeout: LIMIT_MS },
-    )
-    .toBe(true);
-  await expect(inside.attach({ path: world.device })).rejects.toThrow(/own directory .* lies on it/);
-  child.kill();
-  await once(child, 'exit');
-  await world.start();
-  await world.attach();
-  const storage = path.join(world.place, 'storage');
-  await expect(world.client.createSnapshot({ disks: ['vol'], storage })).rejects.toThrow(/lies on volume "vol"/);
   await world.client.detach('vol');
   expectOriginal();
 });

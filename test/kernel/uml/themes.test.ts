@@ -1,10 +1,9 @@
 /** The kernel module's own tests, theme by theme, as it has them: block devices in the kernel, the verbs of the console
- *  tool, and images that are block devices. test/themes.test.ts has them without a kernel, and two that are not here: a device
- *  that is pulled out, and a snapshot that is destroyed while its image is read. */
+ *  tool, and images that are block devices. test/themes.test.ts has them without a kernel. */
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { refuseUnsuitable } from '../../../src/block/host-device.ts';
 import { MIB } from '../../../src/util/units.ts';
 import { Machine, sh } from '../machine.ts';
@@ -12,6 +11,9 @@ import { QuickDaemon } from '../quick-daemon.ts';
 
 const SIZE = 32 * MIB;
 const BLOCK = 65_536;
+/** Commands take seconds in there. */
+const LIMIT_MS = 240_000;
+vi.setConfig({ testTimeout: LIMIT_MS, hookTimeout: LIMIT_MS });
 
 /** An origin, and the kernel device through which it is used. */
 interface Origin {
@@ -25,7 +27,7 @@ let number = 0;
 
 beforeAll(async () => {
   machine = await Machine.startWith(daemon, '--storage-portion', '1M');
-  await sh('modprobe', 'loop');
+  for (const module of ['loop', 'dm_mod']) await sh('modprobe', module);
 });
 beforeEach(async () => {
   for (const id of (await tool('snapshot_collect')).split('\n').filter(Boolean))
@@ -71,6 +73,23 @@ function fill(device: string, offset: number, data: Buffer): void {
   fs.writeSync(fd, data, 0, data.length, offset);
   fs.fsyncSync(fd);
   fs.closeSync(fd);
+}
+
+/** Resolves when a direct read fails, or the device is empty, as one is that was taken down. */
+async function readUntilItEnds(device: string): Promise<void> {
+  const read = `dd if=${device} bs=1M count=8 iflag=direct status=none | wc -c`;
+  await sh('sh', '-c', `while [ $(${read}) = ${8 * MIB} ]; do :; done 2>/dev/null`);
+}
+
+/** A device that goes away when nbd-client says so, attached. */
+async function pullable(): Promise<Origin> {
+  const [file, socket, origin] = [daemon.path('pulled'), daemon.path('pulled.sock'), '/dev/nbd15'];
+  await sh('sh', '-c', `head -c ${SIZE} /dev/urandom >${file}`);
+  await sh('qemu-nbd', '--fork', '--persistent', '--format=raw', `--socket=${socket}`, file);
+  await sh('nbd-client', '-unix', socket, origin);
+  // What the page cache has of a device can be read when that is gone.
+  await tool('attach', '--device', origin, '--dev', '--direct');
+  return { origin, live: await nodeOf(origin) };
 }
 
 async function lastEvent(id: string): Promise<string> {
@@ -201,6 +220,58 @@ describe('themes of the kernel module, with kernel devices', () => {
     await machine.umount(again);
     expect(await machine.sha256(one.live)).toBe(before);
     await tool('snapshot_destroy', '-i', id);
+  });
+
+  it('pullout: a device that goes away loses its image, others keep theirs', async () => {
+    const kept = await disk();
+    const pulled = await pullable();
+    const before = await machine.sha256(kept.live);
+    const id = await take([pulled, kept]);
+    const reading = readUntilItEnds(await info(pulled, 'image'));
+    await sh('nbd-client', '-d', pulled.origin);
+    const write = ['if=/dev/zero', `of=${pulled.live}`, 'bs=4k', 'count=1', 'seek=3', 'oflag=direct'];
+    await expect(sh('dd', ...write)).rejects.toThrow(/Input\/output error/);
+    fill(kept.live, 0, Buffer.alloc(4096, 9));
+    expect(await lastEvent(id)).toContain('device=');
+    await reading;
+    expect(await info(pulled, 'error_code')).toBe('-5');
+    expect(await info(kept, 'error_code')).toBe('0');
+    expect(await machine.sha256(await info(kept, 'image'))).toBe(before);
+    await tool('snapshot_destroy', '-i', id);
+    await tool('detach', '--device', pulled.origin, '--force');
+    expect(fs.existsSync(`/sys/block/${path.basename(pulled.live)}/pid`)).toBe(false);
+  });
+
+  it('pullout of a volume: another table for it ends its image, others keep theirs', async () => {
+    const [kept, below] = [await disk(), await loop(SIZE)];
+    const origin = '/dev/mapper/gone';
+    await sh('dmsetup', 'create', 'gone', '--table', `0 ${SIZE / 512} linear ${below} 0`);
+    await sh('dmsetup', 'mknodes');
+    await tool('attach', '--device', origin);
+    const gone = { origin, live: await nodeOf(origin) };
+    const before = await machine.sha256(kept.live);
+    const id = await take([gone, kept]);
+    await sh('dmsetup', 'load', 'gone', '--table', `0 ${SIZE / 512} error`);
+    await sh('dmsetup', 'resume', 'gone');
+    expect(await lastEvent(id)).toContain('device=');
+    expect(await info(kept, 'error_code')).toBe('0');
+    expect(await machine.sha256(await info(kept, 'image'))).toBe(before);
+    await tool('snapshot_destroy', '-i', id);
+    await tool('detach', '--device', origin, '--force');
+    await sh('dmsetup', 'remove', 'gone');
+  });
+
+  it('destroy while busy: readers of the image end, the disk goes on', async () => {
+    const one = await disk();
+    const id = await take([one]);
+    const image = await info(one, 'image');
+    const reading = readUntilItEnds(image);
+    for (let at = 0; at < 64; at++) fill(one.live, at * BLOCK, Buffer.alloc(BLOCK, at));
+    await tool('snapshot_destroy', '-i', id);
+    await reading;
+    fill(one.live, 0, Buffer.alloc(BLOCK, 0x21));
+    expect(fs.readFileSync(one.live).subarray(0, BLOCK).equals(Buffer.alloc(BLOCK, 0x21))).toBe(true);
+    await expect(tool('snapshot_info', '-d', one.origin)).rejects.toMatchObject({ code: 5 });
   });
 
   it('inline encryption: such a device is refused', () => {
