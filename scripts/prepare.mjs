@@ -67,8 +67,8 @@ export function installPackages() {
   process.exit(1);
 }
 
-/** Compiles src/ to dist/. */
+/** Makes dist/ of src/. */
 export function build() {
   say('building (npm run build)');
-  runOrExit(process.execPath, [path.join(ROOT, 'node_modules/typescript/bin/tsc'), '-p', 'tsconfig.build.json']);
+  runOrExit(process.execPath, [path.join(ROOT, 'scripts/build.mjs')]);
 }

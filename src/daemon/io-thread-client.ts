@@ -138,5 +138,5 @@ export class IoThread {
 /** The thread's program: built, or by way of the loader that runs the sources in development. */
 function entry(): URL {
   const built = import.meta.url.endsWith('.js');
-  return new URL(built ? './io-thread.js' : './io-thread.dev.mjs', import.meta.url);
+  return new URL(built ? '../daemon/io-thread.js' : './io-thread.dev.mjs', import.meta.url);
 }

@@ -83,6 +83,7 @@ test('fio verifies what it wrote while filters come and go', async (context) => 
   }
   const { code, output } = await load.ended;
   expect({ code, output }).toMatchObject({ code: 0 });
-  expect(rounds).toBeGreaterThan(50);
+  // How many are done in those seconds is the machine's business.
+  expect(rounds).toBeGreaterThan(10);
   expect((await client.disk('vm')).filters).toEqual(['blksnap']);
 });

@@ -6,7 +6,7 @@ import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { Machine, sh } from '../machine.ts';
 
-const MODULE = path.resolve(import.meta.dirname, '../../../dist/kernel/fsfreeze.js');
+const MODULE = path.resolve(import.meta.dirname, '../../../src/kernel/fsfreeze.ts');
 
 let machine: Machine;
 let device: string;
@@ -32,7 +32,7 @@ async function freezer(limitMs: number, forMs: number) {
     const frozen = await freezeMounts([${JSON.stringify(place)}], ${limitMs});
     console.log('frozen');
     setTimeout(async () => console.log(await frozen.thaw()), ${forMs});`;
-  const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+  const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', program], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   let said = '';
