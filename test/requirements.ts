@@ -27,6 +27,7 @@ const PACKAGE_OF: Record<string, string> = {
   'mkfs.xfs': 'xfsprogs',
   dmsetup: 'dmsetup',
   prlimit: 'util-linux',
+  ss: 'iproute2',
 };
 
 /** Skips the test unless every program is here. */

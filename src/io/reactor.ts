@@ -57,6 +57,10 @@ export interface Stream {
   peerUid(): number;
 }
 
+/** A TCP peer that has said nothing for so long is asked whether it is still there. Who does not answer is gone after a
+ *  minute more: operations under way end with -ETIMEDOUT. */
+export const KEEPALIVE_IDLE_S = 60;
+
 export interface Listener {
   /** The address bound, with the port that the system chose for port 0. */
   readonly address: SocketAddress;

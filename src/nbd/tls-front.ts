@@ -9,6 +9,7 @@ import { constants } from 'node:crypto';
 import fs from 'node:fs';
 import net from 'node:net';
 import tls from 'node:tls';
+import { KEEPALIVE_IDLE_S } from '../io/reactor.ts';
 import type { SocketAddress } from '../io/reactor.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { freshState } from './handshake.ts';
@@ -57,7 +58,8 @@ export class TlsFront {
   private constructor(options: TlsFrontOptions) {
     this.#options = options;
     this.#limitMs = options.handshakeLimitMs ?? HANDSHAKE_LIMIT_MS;
-    this.#listener = net.createServer({ noDelay: true, pauseOnConnect: false }, (socket) => void this.#arrive(socket));
+    const keepAlive = { keepAlive: true, keepAliveInitialDelay: KEEPALIVE_IDLE_S * 1000 };
+    this.#listener = net.createServer({ noDelay: true, ...keepAlive }, (socket) => void this.#arrive(socket));
     this.#listener.maxConnections = CONNECTION_LIMIT;
     this.#listener.on('drop', () => this.#dropped(`more than ${CONNECTION_LIMIT} connections`));
     this.#modern = this.#secureServer(freshState(true));

@@ -1,6 +1,6 @@
 /** The reactor contract, part two: streams, over unix sockets, TCP and pipes. */
 
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
@@ -9,6 +9,7 @@ import type { Listener, Reactor, SocketAddress, Stream } from '../../src/io/reac
 import { openListener } from '../../src/io/uring/sockets.ts';
 import { ERRNO } from '../../src/util/errors.ts';
 import { KIB, MIB } from '../../src/util/units.ts';
+import { requirePrograms } from '../requirements.ts';
 import { endsLater, reactorBench } from './reactor-bench.ts';
 import type { Bench, OpenReactor } from './reactor-bench.ts';
 
@@ -200,6 +201,17 @@ export function streamContract(open: OpenReactor): void {
       expect(await endsLater((c) => server.receive(at, 50, c))).toBe(50);
       expect(await endsLater((c) => server.receiveAll(at, 50, c))).toBe(50);
     });
+  });
+
+  it('TCP sockets ask a silent peer whether it is still there', async (context) => {
+    requirePrograms(context, 'ss');
+    const { reactor } = bench();
+    const { listener, accepted } = await listen(reactor, { kind: 'tcp', host: '127.0.0.1', port: 0 });
+    opened.push(listener, await reactor.connect(listener.address), await accepted);
+    const { port } = listener.address as { port: number };
+    const sockets = execFileSync('ss', ['-tnHo', 'state', 'established', `( sport = :${port} or dport = :${port} )`]);
+    // Both ends.
+    expect(sockets.toString().match(/timer:\(keepalive,(?:5\ds|1min)/g)).toHaveLength(2);
   });
 
   describe('listeners', () => {

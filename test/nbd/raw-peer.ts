@@ -6,7 +6,9 @@ import { Message } from '../../src/nbd/wire.ts';
 
 export class RawPeer {
   readonly socket: net.Socket;
-  #buffer = Buffer.alloc(0);
+  /** What came and was not read yet. */
+  #pieces: Buffer[] = [];
+  #available = 0;
   #ended = false;
   #wake: () => void = () => {};
 
@@ -19,7 +21,8 @@ export class RawPeer {
   constructor(socket: net.Socket) {
     this.socket = socket;
     socket.on('data', (data: Buffer) => {
-      this.#buffer = Buffer.concat([this.#buffer, data]);
+      this.#pieces.push(data);
+      this.#available += data.length;
       this.#wake();
     });
     const end = (): void => {
@@ -35,19 +38,20 @@ export class RawPeer {
 
   /** The next bytes. Rejects when the stream ends first. */
   async read(length: number): Promise<Buffer> {
-    while (this.#buffer.length < length) {
-      if (this.#ended) throw new Error(`the stream ended with ${this.#buffer.length} of ${length} bytes`);
+    while (this.#available < length) {
+      if (this.#ended) throw new Error(`the stream ended with ${this.#available} of ${length} bytes`);
       await new Promise<void>((resolve) => (this.#wake = resolve));
     }
-    const bytes = this.#buffer.subarray(0, length);
-    this.#buffer = this.#buffer.subarray(length);
-    return bytes;
+    const all = Buffer.concat(this.#pieces);
+    this.#pieces = [all.subarray(length)];
+    this.#available -= length;
+    return all.subarray(0, length);
   }
 
   /** Waits for the end of the stream; what came before it. */
   async end(): Promise<Buffer> {
     while (!this.#ended) await new Promise<void>((resolve) => (this.#wake = resolve));
-    return this.#buffer;
+    return Buffer.concat(this.#pieces);
   }
 
   close(): void {

@@ -4,6 +4,7 @@ import fs from 'node:fs';
 import net from 'node:net';
 import type { Readable, Writable } from 'node:stream';
 import { BlksnapError, toBlksnapError } from '../../util/errors.ts';
+import { KEEPALIVE_IDLE_S } from '../reactor.ts';
 import type { Listener, SocketAddress, Stream } from '../reactor.ts';
 import { PortableStream, STREAM_BUFFER } from './stream.ts';
 import type { StreamHost } from './stream.ts';
@@ -16,8 +17,14 @@ export interface SocketHost extends StreamHost {
   turned(): void;
 }
 
-/** A socket whose two directions end on their own, and whose small writes leave at once. */
-const SOCKET_OPTIONS = { allowHalfOpen: true, highWaterMark: STREAM_BUFFER, noDelay: true };
+/** A socket whose two directions end on their own, and whose small writes leave at once; a peer that vanished is noticed. */
+const SOCKET_OPTIONS = {
+  allowHalfOpen: true,
+  highWaterMark: STREAM_BUFFER,
+  noDelay: true,
+  keepAlive: true,
+  keepAliveInitialDelay: KEEPALIVE_IDLE_S * 1000,
+};
 
 function describe(address: SocketAddress): string {
   if (address.kind === 'unix') return `unix:${address.path}`;

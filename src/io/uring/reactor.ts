@@ -39,7 +39,7 @@ import {
   OP_WRITEV,
   Ring,
 } from './ring.ts';
-import { boundPort, describe, disableNagle, encodeAddress, openListener, openSocket, resolveHost } from './sockets.ts';
+import { boundPort, describe, encodeAddress, openListener, openSocket, prepareSocket, resolveHost } from './sockets.ts';
 import { STREAM_MEMORY, UringStream } from './stream.ts';
 import type { StreamHost } from './stream.ts';
 import { Timers } from '../timers.ts';
@@ -338,7 +338,7 @@ export class UringReactor implements Reactor, StreamHost {
   }
 
   #accepted(fd: number, onStream: (stream: Stream) => void): void {
-    disableNagle(fd);
+    prepareSocket(fd);
     const listsAt = this.arena.allocate(STREAM_MEMORY);
     if (listsAt === NO_MEMORY) fs.closeSync(fd);
     else onStream(this.#stream(fd, fd, true, listsAt));
@@ -356,7 +356,7 @@ export class UringReactor implements Reactor, StreamHost {
       fs.closeSync(fd);
       throw errnoError(-result, `Cannot connect to ${describe(address)}`);
     }
-    if (resolved.kind === 'tcp') disableNagle(fd);
+    if (resolved.kind === 'tcp') prepareSocket(fd);
     return this.#stream(fd, fd, true, this.#allocate(STREAM_MEMORY));
   }
 

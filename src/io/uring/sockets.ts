@@ -4,14 +4,21 @@ import dns from 'node:dns';
 import fs from 'node:fs';
 import net from 'node:net';
 import { BlksnapError, errnoError } from '../../util/errors.ts';
+import { KEEPALIVE_IDLE_S } from '../reactor.ts';
 import type { SocketAddress } from '../reactor.ts';
 import { AF_INET, AF_INET6, AF_UNIX, bindSocket, listenSocket, setSocketOption, socket, socketName } from '../sys.ts';
 
 const BACKLOG = 1024;
 const SOL_SOCKET = 1;
 const SO_REUSEADDR = 2;
+const SO_KEEPALIVE = 9;
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
+const TCP_KEEPIDLE = 4;
+const TCP_KEEPINTVL = 5;
+const TCP_KEEPCNT = 6;
+const KEEPALIVE_INTERVAL_S = 10;
+const KEEPALIVE_PROBES = 6;
 /** sizeof(sockaddr_un.sun_path), with its terminating zero. */
 const UNIX_PATH_MAX = 108;
 
@@ -110,7 +117,12 @@ export function openSocket(address: SocketAddress): number {
   return fd;
 }
 
-/** Small replies leave at once. On other than TCP sockets it fails, which does not matter. */
-export function disableNagle(fd: number): void {
-  setSocketOption(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+/** Small replies leave at once, and a peer that vanished without a word is noticed. For TCP
+ *  sockets; others need neither. */
+export function prepareSocket(fd: number): void {
+  if (setSocketOption(fd, IPPROTO_TCP, TCP_NODELAY, 1) < 0) return;
+  setSocketOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+  setSocketOption(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
+  setSocketOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
+  setSocketOption(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
 }
