@@ -24,9 +24,10 @@
 
 import crypto from 'node:crypto';
 import fs from 'node:fs';
-import { toBlksnapError, errnoError } from '../util/errors.ts';
-import { mapShared, syncMapping, unmap } from '../io/sys.ts';
+import { ALLOCATE_RESERVE } from '../io/reactor.ts';
+import { fallocate, mapShared, syncMapping, unmap } from '../io/sys.ts';
 import type { Mapping } from '../io/sys.ts';
+import { ERRNO, errnoError, toBlksnapError } from '../util/errors.ts';
 import { bootId, originIdentity } from './origin-identity.ts';
 import type { OriginIdentity } from './origin-identity.ts';
 
@@ -73,6 +74,12 @@ export interface CbtMapOptions {
   readonly limits?: TrackingLimits;
 }
 
+/** A mark in a hole of a file system that has become full would kill the process (SIGBUS). Errors: ENOSPC. */
+function reserve(fd: number, length: number): void {
+  const result = fallocate(fd, ALLOCATE_RESERVE, 0, length);
+  if (result < 0 && result !== -ERRNO.EOPNOTSUPP) throw errnoError(-result, `Cannot reserve ${length} bytes`);
+}
+
 export class CbtMap {
   readonly deviceSize: number;
   readonly blockSize: number;
@@ -101,7 +108,7 @@ export class CbtMap {
     const shift = trackingShift(options.deviceSize, options.limits);
     const length = HEADER + Math.ceil(options.deviceSize / 2 ** shift);
     if (options.path === null) return new CbtMap(options, shift, -1, null, 'the map is kept in memory only');
-    let fd: number;
+    let fd = -1;
     let doubt: string;
     try {
       const existed = fs.existsSync(options.path);
@@ -111,7 +118,9 @@ export class CbtMap {
         fs.ftruncateSync(fd, 0);
         fs.ftruncateSync(fd, length);
       }
+      reserve(fd, length);
     } catch (cause) {
+      if (fd >= 0) fs.closeSync(fd);
       throw toBlksnapError(cause, `Cannot open change map "${options.path}"`);
     }
     const mapping = mapShared(fd, length, 0);

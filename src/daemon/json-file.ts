@@ -52,6 +52,7 @@ export function saveJson(file: string, content: unknown): void {
     fs.fsyncSync(directory);
     fs.closeSync(directory);
   } catch (cause) {
+    fs.rmSync(partial, { force: true });
     throw toBlksnapError(cause, 'Cannot write the state file');
   }
 }

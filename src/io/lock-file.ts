@@ -39,10 +39,10 @@ export function lockFile(file: string, options: LockFileOptions): FileLock {
     const taken = ffiAvailable() ? takenByKernel(fd, options.action) : takenByProcess(file);
     if (taken) throw new BlksnapError('EBUSY', options.busy(fs.readFileSync(file, 'utf8').trim()));
     fs.ftruncateSync(fd);
-    fs.writeSync(fd, `${options.holder}\n`, 0);
+    writeHolder(fd, options.holder);
   } catch (cause) {
     fs.closeSync(fd);
-    throw toBlksnapError(cause);
+    throw toBlksnapError(cause, options.action);
   }
   let held = true;
   return {
@@ -53,6 +53,16 @@ export function lockFile(file: string, options: LockFileOptions): FileLock {
       fs.closeSync(fd);
     },
   };
+}
+
+/** Where the kernel keeps the lock, who holds it is only told to people: a full file system must not keep us from what
+ *  may give it space. */
+function writeHolder(fd: number, holder: string): void {
+  try {
+    fs.writeSync(fd, `${holder}\n`, 0);
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code !== 'ENOSPC' || !ffiAvailable()) throw cause;
+  }
 }
 
 function takenByKernel(fd: number, action: string): boolean {
