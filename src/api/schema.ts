@@ -240,6 +240,9 @@ export const attachRequest = z
     name: text.optional().openapi({ description: "Default: the file's name without its extension" }),
     readOnly: z.boolean().optional(),
     direct: z.boolean().optional().openapi({ description: 'Past the page cache' }),
+    mappable: z.boolean().optional().openapi({
+      description: 'On the first I/O thread, where mapped devices are: tables and redirected ranges may use it',
+    }),
     ...deviceRequest,
     force: z.boolean().optional().openapi({
       description: 'A volume in use: also where the machine or the daemon runs from it, or swaps to it',

@@ -123,6 +123,7 @@ export class Disks {
       path: real,
       readOnly: request.readOnly ?? false,
       direct: volume !== null || (request.direct ?? false),
+      mappable: request.mappable ?? false,
       filters: this.#rememberedFilters(name, real),
       live: volume === null ? null : newLiveState(volume),
     };

@@ -182,6 +182,8 @@ export interface IoCalls {
       readonly cbtPath: string | null;
       /** Attached before the disk, or its partition, is served. */
       readonly filters: readonly KeptFilter[];
+      /** To be on the first I/O thread, with the mapped devices. */
+      readonly mappable?: boolean;
       /** Nobody else writes to the device, for as long as it exists. */
       readonly originPrivate?: boolean;
     };

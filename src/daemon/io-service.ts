@@ -362,7 +362,8 @@ export class IoService {
     if (served === undefined && this.#exports.isElsewhere(name)) {
       throw new BlksnapError(
         'EBUSY',
-        `Cannot use disk "${name}" here: it lives on another I/O thread than mapped devices; start the daemon with --io-threads 1 to map it`,
+        `Cannot use disk "${name}" here: it lives on another I/O thread than mapped devices; ` +
+          'detach it and attach it with --mappable, or start the daemon with --io-threads 1',
       );
     }
     if (served === undefined)

@@ -1,8 +1,8 @@
 /** The I/O threads of a daemon as one: the same calls as of a single thread, each passed to the thread that it is
  *  about, or to all. With one thread, calls go straight to it.
  *
- *  A new disk goes to the thread with the fewest. Mapped devices live on the first thread, and so do the disks that
- *  they lie on. A client is accepted by the first thread, and handed to the one that has its export. */
+ *  A new disk goes to the thread with the fewest. Mapped devices live on the first thread, and so do disks that are
+ *  mappable, and those that remembered mappings lie on. A client is accepted by the first thread, and handed to the one that has its export. */
 
 import crypto from 'node:crypto';
 import fs from 'node:fs';
@@ -145,8 +145,14 @@ export class IoThreads {
   readonly #routes: IoHandlers = {
     listen: (args) => this.#first.call('listen', args),
     setAccess: async (args) => void (await this.#all('setAccess', args)),
-    attach: (args) => this.#place(args.name, args.path, (thread) => thread.call('attach', args)),
-    mount: (args) => this.#place(args.name, null, (thread) => thread.call('mount', args)),
+    attach: (args) => {
+      const thread = args.mappable === true ? 0 : this.#threadFor(args.name);
+      return this.#place({ name: args.name, path: args.path, thread }, (there) => there.call('attach', args));
+    },
+    mount: (args) => {
+      const home = { name: args.name, path: null, thread: this.#threadFor(args.name) };
+      return this.#place(home, (there) => there.call('mount', args));
+    },
     detach: async (args) => {
       await this.#of(args.name).call('detach', args);
       this.#homes.delete(args.name);
@@ -208,11 +214,12 @@ export class IoThreads {
 
   // --- disks ----------------------------------------------------------------------------------
 
-  async #place<T>(name: string, path: string | null, serve: (thread: IoThread) => Promise<T>): Promise<T> {
+  async #place<T>(
+    { name, path, thread }: Home & { readonly name: string },
+    serve: (thread: IoThread) => Promise<T>,
+  ): Promise<T> {
     if (path !== null) refuseSharedOrigin(path, this.#origins(name));
-    const thread = this.#threadFor(name);
-    const home: Home = { thread, path };
-    this.#homes.set(name, home);
+    this.#homes.set(name, { thread, path });
     try {
       return await serve(this.#threads[thread]!);
     } catch (cause) {

@@ -16,6 +16,8 @@ export interface AttachRequest extends DeviceRequest {
   readonly name?: string | undefined;
   readonly readOnly?: boolean | undefined;
   readonly direct?: boolean | undefined;
+  /** It lives where mapped devices do, whatever the number of I/O threads. */
+  readonly mappable?: boolean | undefined;
   /** A volume in use, also where a daemon that hangs would hang the machine. */
   readonly force?: boolean | undefined;
 }

@@ -4,7 +4,15 @@ import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { loadState, saveState } from './state.ts';
 
-const DISK = { name: 'vm', path: '/srv/vm.img', readOnly: false, direct: true, filters: [], live: null };
+const DISK = {
+  name: 'vm',
+  path: '/srv/vm.img',
+  readOnly: false,
+  direct: true,
+  mappable: true,
+  filters: [],
+  live: null,
+};
 const FILTERS = [{ name: 'limit', options: { rate: 1 }, partition: 2 }];
 const STATE = { disks: [{ ...DISK, filters: FILTERS }], mapped: [{ name: 'm', filters: FILTERS }] };
 

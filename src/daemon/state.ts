@@ -41,6 +41,7 @@ const diskStateSchema = z.strictObject({
   path: z.string().min(1),
   readOnly: z.boolean(),
   direct: z.boolean(),
+  mappable: z.boolean().default(false),
   filters: z.array(keptFilterSchema).default([]),
   live: liveStateSchema.nullable().default(null),
 });

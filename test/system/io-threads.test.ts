@@ -224,8 +224,13 @@ test('mapped devices and what they lie on live together, also after a restart', 
   await twoDisks();
   const sectors = SIZE / 512;
   await expect(daemon.cli('dm', 'create', 'm', '--table', `0 ${sectors} linear b 0`)).rejects.toMatchObject(
-    refusal(/"b" here: it lives on another I\/O thread.*--io-threads 1/),
+    refusal(/"b" here: it lives on another I\/O thread.*--mappable.*--io-threads 1/),
   );
+  // It would live on the other thread again.
+  await daemon.cli('detach', 'b');
+  await daemon.cli('attach', daemon.path('b.img'), '--mappable');
+  await daemon.cli('dm', 'create', 'both', '--table', `0 8 linear a 8\n8 8 linear b 0`);
+  await daemon.cli('dm', 'remove', 'both');
   await daemon.cli('dm', 'create', 'm', '--table', `0 ${sectors} linear a 0`);
   await daemon.stop();
   await daemon.start('--io-threads', '2');
@@ -235,4 +240,5 @@ test('mapped devices and what they lie on live together, also after a restart', 
     ['b', 'attached'],
     ['m', 'attached'],
   ]);
+  await daemon.cli('dm', 'create', 'both', '--table', `0 8 zero\n8 8 linear b 0`);
 });

@@ -15,6 +15,7 @@ interface AttachOptions extends CommonOptions {
   readonly name?: string;
   readonly readOnly?: boolean;
   readonly direct?: boolean;
+  readonly mappable?: boolean;
   readonly dev?: boolean;
   readonly via?: Via;
   readonly force?: boolean;
@@ -48,6 +49,7 @@ export function addDiskCommands(program: Command): void {
     .option('--name <name>', "the disk's name (default: the file's, without extension)")
     .option('--read-only', 'refuse writes')
     .option('--direct', 'past the page cache (O_DIRECT)')
+    .option('--mappable', 'on the first I/O thread, so that mapped devices can lie on it (with --io-threads)')
     .option('--dev', 'make a device in /dev, loading the kernel module for it')
     .option('--no-dev', 'make none; a device-mapper volume is then for the daemon alone, and must not be in use')
     .addOption(viaOption())
@@ -92,13 +94,22 @@ export function addDiskCommands(program: Command): void {
 }
 
 async function attach(path: string | undefined, options: AttachOptions): Promise<void> {
-  const { name, readOnly, direct, dev: kernelDevice, via, force } = options;
+  const { name, readOnly, direct, mappable, dev: kernelDevice, via, force } = options;
   const client = await connect(options);
   if (path === undefined) {
     await attachDevices(client, options);
     return;
   }
-  const disk = await client.attach({ path: absolute(path), name, readOnly, direct, kernelDevice, via, force });
+  const disk = await client.attach({
+    path: absolute(path),
+    name,
+    readOnly,
+    direct,
+    mappable,
+    kernelDevice,
+    via,
+    force,
+  });
   if (options.json) {
     printJson(disk);
     return;
@@ -115,6 +126,7 @@ async function attachDevices(client: Client, options: AttachOptions): Promise<vo
       name: options.name,
       readOnly: options.readOnly,
       direct: options.direct,
+      mappable: options.mappable,
       kernelDevice: options.dev,
       via: options.via,
       force: options.force,
