@@ -14,18 +14,22 @@ export interface Daemon extends ServerProcess {
   readonly client: Client;
 }
 
-export async function startDaemon(dir: string, driver: Driver = 'uring'): Promise<Daemon> {
-  const args = ['daemon', '--dir', dir, '--io', driver, '--log-level', 'error'];
+export async function startDaemon(
+  dir: string,
+  driver: Driver = 'uring',
+  options: readonly string[] = [],
+): Promise<Daemon> {
+  const args = ['daemon', '--dir', dir, '--io', driver, '--log-level', 'error', ...options];
   const server = await startServer(BLKSNAP, args, path.join(dir, 'api.sock'));
   return { ...server, dir, client: new Client({ dir }) };
 }
 
 /** Runs `use` with a daemon that ends afterwards, however it goes. */
 export async function withDaemon<T>(
-  { dir, driver }: { readonly dir: string; readonly driver?: Driver },
+  { dir, driver, options }: { readonly dir: string; readonly driver?: Driver; readonly options?: readonly string[] },
   use: (daemon: Daemon) => Promise<T>,
 ): Promise<T> {
-  const daemon = await startDaemon(path.join(dir, 'daemon'), driver);
+  const daemon = await startDaemon(path.join(dir, 'daemon'), driver, options);
   try {
     return await use(daemon);
   } finally {

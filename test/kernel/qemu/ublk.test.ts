@@ -1,6 +1,8 @@
-/** /dev/ublkbN of a daemon: file systems on it while snapshots are taken and mounted, and daemons that die under them. */
+/** /dev/ublkbN of a daemon: file systems on it while snapshots are taken and mounted, and daemons that die under them;
+ *  partitions, block sizes and a new size. */
 
 import fs from 'node:fs';
+import os from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { MIB } from '../../../src/util/units.ts';
@@ -107,6 +109,33 @@ test(
     await machine.umount(place);
     await api('DELETE', 'disks/data');
     await sh('fsck.ext4', '-fn', '/dev/ram2');
+  },
+  LIMIT_MS,
+);
+
+test(
+  'has the partitions and block sizes of its disk, and its size as far as the kernel goes',
+  async () => {
+    const [file, size] = [machine.daemon.path('parts.img'), 64 * MIB];
+    fs.writeFileSync(file, '');
+    fs.truncateSync(file, size);
+    await sh('modprobe', 'loop');
+    const loop = (await sh('losetup', '--find', '--show', '--sector-size', '4096', file)).trim();
+    const device = await attach(loop, 'parts');
+    const attribute = (name: string): string =>
+      fs.readFileSync(`/sys/block/${path.basename(device)}/${name}`, 'utf8').trim();
+    expect([attribute('queue/logical_block_size'), attribute('queue/physical_block_size')]).toEqual(['4096', '4096']);
+    await sh('sh', '-c', `printf 'label: gpt\nsize=16M\nsize=16M\n' | sfdisk --quiet ${device}`);
+    await expect.poll(() => fs.existsSync(`${device}p2`)).toBe(true);
+    fs.truncateSync(file, 2 * size);
+    await sh('losetup', '--set-capacity', loop);
+    const resized = api('POST', 'disks/parts/resize');
+    const [major = 0, minor = 0] = os.release().split('.').map(Number);
+    if (major > 6 || minor >= 16) await resized;
+    else await expect(resized).rejects.toThrow(`want 6.16 or newer), so ${device} keeps its size`);
+    expect(Number(attribute('size')) * 512).toBe(major > 6 || minor >= 16 ? 2 * size : size);
+    await api('DELETE', 'disks/parts');
+    await sh('losetup', '--detach', loop);
   },
   LIMIT_MS,
 );
