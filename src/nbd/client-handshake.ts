@@ -88,15 +88,19 @@ function refusal(reply: OptionReply, action: string): BlksnapError {
   );
 }
 
-/** Agrees on an export and enters transmission. `flags`: those of a greeting that was read already, before TLS; null
- *  without TLS. Errors: ENOENT no such export; EPROTO; EOPNOTSUPP. */
-export async function join(
-  wire: Wire,
-  wanted: { readonly exportName: string; readonly contexts: readonly string[]; readonly flags: number | null },
-): Promise<ServerExport> {
-  const { exportName, contexts, flags } = wanted;
+export interface Wanted {
+  readonly exportName: string;
+  readonly contexts: readonly string[];
+  readonly newestStyle: HeaderStyle;
+  /** Those of a greeting that was read already, before TLS; null without TLS. */
+  readonly flags: number | null;
+}
+
+/** Agrees on an export and enters transmission. Errors: ENOENT no such export; EPROTO; EOPNOTSUPP. */
+export async function join(wire: Wire, wanted: Wanted): Promise<ServerExport> {
+  const { exportName, flags } = wanted;
   const handshake = await ClientHandshake.open(wire, flags);
-  return handshake.fixed ? handshake.go(exportName, contexts) : handshake.exportName(exportName, 'simple', new Map());
+  return handshake.fixed ? handshake.go(wanted) : handshake.exportName(exportName, 'simple', new Map());
 }
 
 /** The names that the server is ready to tell. Errors: EACCES, EOPNOTSUPP when it is not. */
@@ -112,7 +116,7 @@ class ClientHandshake {
   readonly fixed: boolean;
   readonly #noZeroes: boolean;
 
-  /** `flags`: as of `join`. */
+  /** `flags`: as of `Wanted`. */
   static async open(wire: Wire, flags: number | null): Promise<ClientHandshake> {
     return flags === null ? await ClientHandshake.greet(wire) : new ClientHandshake(wire, flags);
   }
@@ -139,12 +143,10 @@ class ClientHandshake {
     this.#noZeroes = (flags & FLAG_NO_ZEROES) !== 0;
   }
 
-  async go(exportName: string, wanted: readonly string[]): Promise<ServerExport> {
-    const style = await this.#chooseStyle();
+  async go({ exportName, contexts: names, newestStyle }: Wanted): Promise<ServerExport> {
+    const style = await this.#chooseStyle(newestStyle);
     const contexts =
-      style === 'simple' || wanted.length === 0
-        ? new Map<string, number>()
-        : await this.#setContexts(exportName, wanted);
+      style === 'simple' || names.length === 0 ? new Map<string, number>() : await this.#setContexts(exportName, names);
     await this.#send(OPT_GO, new Message().counted(exportName).u16(1).u16(INFO_BLOCK_SIZE));
     const info = {
       size: -1,
@@ -205,9 +207,9 @@ class ClientHandshake {
     return listed;
   }
 
-  async #chooseStyle(): Promise<HeaderStyle> {
-    if (await this.#accepted(OPT_EXTENDED_HEADERS)) return 'extended';
-    return (await this.#accepted(OPT_STRUCTURED_REPLY)) ? 'structured' : 'simple';
+  async #chooseStyle(newest: HeaderStyle): Promise<HeaderStyle> {
+    if (newest === 'extended' && (await this.#accepted(OPT_EXTENDED_HEADERS))) return 'extended';
+    return newest !== 'simple' && (await this.#accepted(OPT_STRUCTURED_REPLY)) ? 'structured' : 'simple';
   }
 
   async #accepted(option: number): Promise<boolean> {

@@ -42,6 +42,7 @@ import {
   STATE_HOLE,
   STATE_ZERO,
 } from './protocol.ts';
+import type { HeaderStyle } from './protocol.ts';
 import { connectTls } from './tls-connect.ts';
 import { loadClientCredentials, MIN_TLS_VERSION } from './tls-credentials.ts';
 import type { ClientCredentials } from './tls-credentials.ts';
@@ -63,6 +64,8 @@ export interface NbdClientOptions extends NbdUri {
   readonly credentials?: ClientCredentials | undefined;
   /** Metadata contexts to ask for; what the server does not have is left out. Default: base:allocation. */
   readonly contexts?: readonly string[];
+  /** The newest headers to ask for; a server that knows only older ones is met there. Default: extended. */
+  readonly newestStyle?: HeaderStyle;
 }
 
 /** A bio on its way: cut into requests, one after the other. */
@@ -112,9 +115,9 @@ export class NbdClient implements BlockDevice, ClientConnectionHost {
   /** Errors: ENOENT (no such export, or socket), ECONNREFUSED, EPROTO, EINVAL for a size that is no
    *  whole number of blocks, ETIMEDOUT, … */
   static async connect(options: NbdClientOptions): Promise<NbdClient> {
-    const { reactor, exportName, contexts = [BASE_ALLOCATION] } = options;
+    const { reactor, exportName, contexts = [BASE_ALLOCATION], newestStyle = 'extended' } = options;
     return shakeHands(reactor, options, async ({ wire, stream, flags }) => {
-      const server = await join(wire, { exportName, contexts, flags });
+      const server = await join(wire, { exportName, contexts, newestStyle, flags });
       wire.checkOpen();
       return new NbdClient(reactor, stream, options, server, wire.received);
     });

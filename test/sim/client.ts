@@ -4,12 +4,20 @@
 import { BioPool } from '../../src/block/bio.ts';
 import type { SocketAddress } from '../../src/io/reactor.ts';
 import { NbdClient } from '../../src/nbd/client.ts';
+import type { HeaderStyle } from '../../src/nbd/protocol.ts';
+import type { Prng } from '../../src/util/prng.ts';
 import { MIB } from '../../src/util/units.ts';
 import { SimReactor } from './reactor.ts';
 import type { World } from './world.ts';
 
 /** Enough for a backup, its checks included. */
 const ARENA_BYTES = 16 * MIB;
+
+/** Old clients and new ones. Only those that are not the oldest can be told of contexts. */
+export function drawStyle(random: Prng, contexts = false): HeaderStyle {
+  if (random.chance(0.4)) return 'extended';
+  return contexts || random.chance(0.5) ? 'structured' : 'simple';
+}
 
 export class SimClient {
   readonly reactor: SimReactor;
@@ -50,15 +58,14 @@ export class SimClient {
     return this.#vanished;
   }
 
-  connect(exportName: string, contexts?: readonly string[]): Promise<NbdClient> {
-    const where = { address: this.#address, exportName, reactor: this.reactor };
-    return NbdClient.connect({ ...where, ...(contexts && { contexts }) });
+  connect(exportName: string, how: { contexts?: readonly string[]; newestStyle: HeaderStyle }): Promise<NbdClient> {
+    return NbdClient.connect({ address: this.#address, exportName, reactor: this.reactor, ...how });
   }
 
   /** Keeps a connection to the export for traffic. */
-  async use(exportName: string): Promise<void> {
+  async use(exportName: string, newestStyle: HeaderStyle): Promise<void> {
     const before = this.#served.length;
-    this.devices.set(exportName, await this.connect(exportName));
+    this.devices.set(exportName, await this.connect(exportName, { newestStyle }));
     this.#ends.set(exportName, this.#served[before]!);
   }
 

@@ -14,7 +14,7 @@ import { verify } from '../../src/backup/verify.ts';
 import { READ, runBio } from '../../src/block/bio.ts';
 import { READ_ONCE } from '../../src/blksnap/read-once-image.ts';
 import type { Prng } from '../../src/util/prng.ts';
-import { SimClient } from './client.ts';
+import { SimClient, drawStyle } from './client.ts';
 import { macrotask } from './clock.ts';
 import { Platter } from './platter.ts';
 import { expectBytes, mayFail } from './traffic.ts';
@@ -172,6 +172,8 @@ export class Depot {
     // Nobody promises anything of chunks that a reader may be done with.
     if (once) for (let chunk = 0; chunk * CHUNK < held.content.length; chunk++) released.add(chunk);
     const content = held.content.slice();
+    const name = once ? image.name + READ_ONCE : image.name;
+    const newestStyle = drawStyle(random, true);
     const result = await this.#run(
       world,
       { disk, added: content, keepLast: Infinity },
@@ -185,7 +187,7 @@ export class Depot {
             identity: null,
             generationId,
             changeNumber,
-            connect: (contexts) => process.connect(once ? image.name + READ_ONCE : image.name, contexts),
+            connect: (contexts) => process.connect(name, { contexts, newestStyle }),
             discardsWith: once ? pool : undefined,
           });
           try {

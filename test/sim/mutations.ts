@@ -30,6 +30,7 @@ const CONNECTION = 'src/nbd/connection.ts';
 const COMMANDS = 'src/nbd/commands.ts';
 const REPLY = 'src/nbd/request.ts';
 const CLIENT = 'src/nbd/client.ts';
+const CLIENT_CONNECTION = 'src/nbd/client-connection.ts';
 const STATUS = 'src/nbd/block-status.ts';
 const CONTEXTS = 'src/daemon/image-contexts.ts';
 const PLAN = 'src/backup/plan.ts';
@@ -328,6 +329,38 @@ export const MUTATIONS: readonly Mutation[] = [
     text: '  view.setUint32(at + 12, request.cookieLow);\n  if (!extended) {',
     replacement: '  view.setUint32(at + 12, request.cookieLow ^ 1);\n  if (!extended) {',
     why: 'an NBD reply carries the cookie of another request',
+  },
+  {
+    file: REPLY,
+    text: '  view.setUint32(at + 4, request.error);',
+    replacement: '  view.setUint32(at + 4, NBD_OK);',
+    why: 'a simple reply tells of no error',
+  },
+  {
+    file: REPLY,
+    text: 'const hasData = request.command === CMD_READ && request.error === NBD_OK;\n  switch',
+    replacement:
+      "const hasData = request.command === CMD_READ && request.error === NBD_OK && style !== 'structured';\n  switch",
+    why: 'a structured read is answered without its data',
+  },
+  {
+    file: CONNECTION,
+    text: ': view.getUint32(at + 24);\n    const payload',
+    replacement: ': view.getUint16(at + 26);\n    const payload',
+    why: 'the upper half of the length of a compact request is dropped',
+  },
+  {
+    file: STATUS,
+    text: '        view.setUint32(at + 4, extent.flags);',
+    replacement: '        view.setUint32(at + 4, bytes[0]! & 0);',
+    why: 'a compact block status calls everything unchanged',
+  },
+  {
+    file: CLIENT_CONNECTION,
+    text: '    if (error !== NBD_OK) request.errno = errnoOfNbd(error);\n    else if',
+    replacement:
+      '    if (error !== NBD_OK && request.command === CMD_READ) request.errno = errnoOfNbd(error);\n    else if',
+    why: 'the NBD client takes a simple error for a success, but of reads',
   },
   {
     file: KEPT,

@@ -3,7 +3,7 @@
 
 import { BASE_ALLOCATION, STATE_ZERO } from '../../src/nbd/protocol.ts';
 import type { Prng } from '../../src/util/prng.ts';
-import { SimClient } from './client.ts';
+import { SimClient, drawStyle } from './client.ts';
 import type { SimImage, World } from './world.ts';
 
 const DIRTY = 1;
@@ -32,7 +32,9 @@ export async function askStatus(world: World, random: Prng): Promise<void> {
   clock.calm++;
   const names = since === undefined ? [] : [`blksnap:changed:${generationId}:`, 'qemu:dirty-bitmap:since-'];
   const contexts = names.map((name) => `${name}${since!.changeNumber}`);
-  const device = await clock.until(client.connect(image.name, [BASE_ALLOCATION, ...contexts]));
+  const device = await clock.until(
+    client.connect(image.name, { contexts: [BASE_ALLOCATION, ...contexts], newestStyle: drawStyle(random, true) }),
+  );
   for (const context of device.contexts) {
     const told: Extent[] = [];
     for (let at = 0; at < image.size;) {

@@ -3,7 +3,7 @@
 
 import type { Prng } from '../../src/util/prng.ts';
 import { check } from './check.ts';
-import { SimClient } from './client.ts';
+import { SimClient, drawStyle } from './client.ts';
 import { harass } from './hostile.ts';
 import { drawPlace } from './persistent.ts';
 import { SlowFilter } from './slow-filter.ts';
@@ -183,7 +183,7 @@ async function comeAndGo(world: World, random: Prng): Promise<void> {
   world.clients.push(client);
   for (const name of names)
     if (random.chance(0.7) && world.serving.server.connections < MOST_CONNECTIONS)
-      await reactor.until(client.use(name));
+      await reactor.until(client.use(name, drawStyle(random)));
   for (const each of world.clients)
     for (const name of each.devices.keys()) if (each.broken(name)) await reactor.until(each.leave(name));
 }
