@@ -7,6 +7,7 @@ import { pino } from 'pino';
 import { Client } from '../src/api/client.ts';
 import { serveApi } from '../src/api/server.ts';
 import type { ApiServer } from '../src/api/server.ts';
+import { serveApiOnTcp } from '../src/api/tcp-server.ts';
 import { BioPool, READ, WRITE, runBio } from '../src/block/bio.ts';
 import { Daemon } from '../src/daemon/daemon.ts';
 import { daemonPaths } from '../src/daemon/paths.ts';
@@ -24,12 +25,24 @@ export class ApiWorld {
   #reactor!: Reactor;
   #daemon!: Daemon;
   #api!: ApiServer;
+  #tcp: (ApiServer & { readonly url: string }) | null = null;
+  readonly #token: string | null;
 
-  static async open(): Promise<ApiWorld> {
-    const world = new ApiWorld();
+  /** With a token, also on a port of loopback. */
+  static async open(token: string | null = null): Promise<ApiWorld> {
+    const world = new ApiWorld(token);
     world.#reactor = await openReactor({ arenaBytes: 8 * MIB, cooperative: true });
     await world.start();
     return world;
+  }
+
+  private constructor(token: string | null) {
+    this.#token = token;
+  }
+
+  /** Of the API over TCP. */
+  get url(): string {
+    return this.#tcp!.url;
   }
 
   async start(): Promise<void> {
@@ -39,9 +52,13 @@ export class ApiWorld {
     };
     this.#daemon = await Daemon.start({ paths, nbd: null, driver: null, log: this.#log, onFatal });
     this.#api = await serveApi(paths.apiSocket, this.#daemon, this.#log);
+    if (this.#token === null) return;
+    const where = { host: '127.0.0.1', port: 0, token: this.#token, certificate: null };
+    this.#tcp = await serveApiOnTcp({ daemon: this.#daemon, log: this.#log }, where);
   }
 
   async stop(): Promise<void> {
+    await this.#tcp?.close();
     await this.#api.close();
     await this.#daemon.stop();
   }

@@ -2,13 +2,15 @@
  *
  *  Whoever has the token is the daemon's owner: it can attach every file that the daemon can open, and run freeze hooks.
  *  Whoever has not costs little: so many connections at most, so long for a handshake and a request's head, and a wrong
- *  token is answered late, with the end of the connection; its body is never read. */
+ *  token is answered late, with the end of the connection; its body, and what else is sent behind it, is never read. */
 
+import { setMaxListeners } from 'node:events';
 import http from 'node:http';
 import https from 'node:https';
-import type { AddressInfo } from 'node:net';
+import type { AddressInfo, Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { createAdaptorServer } from '@hono/node-server';
+import type { Http2Bindings, HttpBindings } from '@hono/node-server';
 import { MIN_TLS_VERSION } from '../nbd/tls-credentials.ts';
 import { createApp } from './app.ts';
 import type { ApiContext } from './context.ts';
@@ -28,9 +30,18 @@ export async function serveApiOnTcp(
   { host, port, token, certificate }: TcpApi,
 ): Promise<ApiServer & { readonly url: string }> {
   const ending = new AbortController();
+  // As many as there are refusals under way.
+  setMaxListeners(0, ending.signal);
   const app = createApp({ ...context, ending: ending.signal });
-  const fetch = (request: Request): Response | Promise<Response> =>
-    bringsToken(request.headers.get('authorization'), token) ? app.fetch(request) : refusal(ending.signal);
+  /** Connections on which a wrong token came: what follows there is not heard, whatever it brings. */
+  const refused = new WeakSet<Socket>();
+  const fetch = (request: Request, { incoming }: HttpBindings | Http2Bindings): Response | Promise<Response> => {
+    const { socket } = incoming;
+    if (!refused.has(socket) && bringsToken(request.headers.get('authorization'), token)) return app.fetch(request);
+    refused.add(socket);
+    socket.pause();
+    return refusal(ending.signal);
+  };
   const limits = { headersTimeout: HEAD_TIMEOUT_MS, connectionsCheckingInterval: HEAD_TIMEOUT_MS / 2 };
   const server =
     certificate === null

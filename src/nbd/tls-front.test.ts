@@ -3,6 +3,7 @@ import net from 'node:net';
 import path from 'node:path';
 import tls from 'node:tls';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { openDescriptors } from '../../test/contracts/reactor-bench.ts';
 import { RawClient } from '../../test/nbd/raw-peer.ts';
 import { NbdWorld } from '../../test/nbd/world.ts';
 import { MIB } from '../util/units.ts';
@@ -163,6 +164,16 @@ describe('in front of TLS', () => {
     if (last === 'STARTTLS') client.option(OPT_STARTTLS);
     await client.end();
     await expect.poll(() => reasons).toEqual([expect.stringMatching(/no TLS in 200 ms|TLS failed: .*timeout/i)]);
+  });
+
+  it('who says goodbye and more, and leaves, is let go', async () => {
+    const before = openDescriptors();
+    const client = await raw();
+    client.option(OPT_ABORT);
+    client.option(OPT_LIST);
+    await client.end();
+    client.close();
+    await expect.poll(openDescriptors).toBe(before);
   });
 
   it('inside TLS, a new greeting does not come, and nothing of before counts', async () => {

@@ -126,7 +126,7 @@ export class TlsFront {
     }, this.#limitMs);
     try {
       const state = await awaitStartTls(socket);
-      if (state === null) socket.end();
+      if (state === null) socket.destroySoon();
       else (state.noZeroes ? this.#modern : this.#old).emit('connection', socket);
     } catch (cause) {
       if (!socket.destroyed) this.#dropped(toBlksnapError(cause).message);

@@ -7,6 +7,7 @@ import { jsonText } from '../json.ts';
 /** In their place stand the daemon's own names when an input runs: they differ from run to run. */
 export const SNAPSHOT = '5ba9507e-0000-4000-8000-000000000000';
 export const PLACE = '/PLACE';
+export const TOKEN = 'TOKEN-OF-THE-DAEMON';
 
 const ROUTES = [
   '/v1/disks',
@@ -130,8 +131,8 @@ function route(draw: Draw): string {
     .replaceAll('{number}', () => String(draw.one(NUMBERS)));
 }
 
-/** A few requests on one connection. */
-export function httpRequests(draw: Draw): Uint8Array {
+/** A few requests on one connection; each with one of these proofs, if there are any. */
+export function httpRequests(draw: Draw, proofs: readonly string[] | null): Uint8Array {
   const parts: Uint8Array[] = [];
   const count = draw.between(1, 3);
   for (let i = 1; i <= count; i++) {
@@ -141,6 +142,7 @@ export function httpRequests(draw: Draw): Uint8Array {
     const headers = [
       `${draw.one(METHODS)} ${route(draw)} HTTP/1.${draw.chance(0.95) ? 1 : 0}`,
       'host: x',
+      ...(proofs === null ? [] : [`authorization: ${draw.one(proofs)}`]),
       `content-type: ${draw.one(['application/json', 'application/json', 'application/json', 'text/plain', 'multipart/form-data'])}`,
       chunked ? 'transfer-encoding: chunked' : `content-length: ${length}`,
       `connection: ${i === count ? 'close' : 'keep-alive'}`,

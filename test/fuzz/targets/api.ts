@@ -1,6 +1,7 @@
-/** HTTP to the daemon's API, as it comes over its socket: malformed and huge bodies, names that are paths, names of images,
+/** HTTP to the daemon's API, as it comes over its socket, or over TCP with a token or without: malformed and huge bodies, names that are paths, names of images,
  *  numbers out of range, routes and methods at random, and bytes that are no HTTP. Each gets an answer that says what was
- *  wrong, or none; none is the server's own failure, and none changes what is served or touches a file outside. */
+ *  wrong, or none; none is the server's own failure, and none changes what is served or touches a file outside.
+ *  Without the token nothing is answered but that it is missing. */
 
 import fs from 'node:fs';
 import net from 'node:net';
@@ -10,18 +11,23 @@ import { assert } from '../../../src/util/assert.ts';
 import { MIB } from '../../../src/util/units.ts';
 import { ApiWorld } from '../../api-world.ts';
 import type { FuzzSubject, FuzzTarget } from '../target.ts';
-import { PLACE, SNAPSHOT, httpRequests } from './api-words.ts';
+import { PLACE, SNAPSHOT, TOKEN, httpRequests } from './api-words.ts';
 
 const ANSWER_MS = 50_000;
+const RIGHT_TOKEN = 'a-token-that-nobody-could-have-guessed';
+const STRANGERS = ['Bearer wrong', `Basic ${'x'.repeat(60)}`, 'Bearer ', '', `Bearer ${RIGHT_TOKEN.slice(1)}`];
+/** Refused, or no HTTP at all; or told to go on with a body that nobody reads. */
+const STRANGERS_STATUSES = [100, 400, 401, 408, 413, 417, 431, 505];
 
 class ApiSubject implements FuzzSubject {
   readonly #world: ApiWorld;
   readonly #snapshot: string;
   readonly #inside: string;
   readonly #before: string[];
+  readonly #overTcp: boolean;
 
-  static async open(): Promise<ApiSubject> {
-    const world = await ApiWorld.open();
+  static async open(overTcp: boolean): Promise<ApiSubject> {
+    const world = await ApiWorld.open(overTcp ? RIGHT_TOKEN : null);
     const inside = path.join(world.directory, 'given');
     fs.mkdirSync(inside);
     const disk = world.file('given/vm.img', 4 * MIB);
@@ -29,13 +35,18 @@ class ApiSubject implements FuzzSubject {
     fs.writeFileSync(path.join(inside, 'text'), 'not a disk');
     await world.client.attach({ path: disk, name: 'vm' });
     const { id } = await world.client.createSnapshot({ disks: ['vm'] });
-    return new ApiSubject(world, id, inside);
+    return new ApiSubject(world, id, { inside, overTcp });
   }
 
-  private constructor(world: ApiWorld, snapshot: string, inside: string) {
+  private constructor(
+    world: ApiWorld,
+    snapshot: string,
+    { inside, overTcp }: { readonly inside: string; readonly overTcp: boolean },
+  ) {
     this.#world = world;
     this.#snapshot = snapshot;
     this.#inside = inside;
+    this.#overTcp = overTcp;
     this.#before = this.#list();
   }
 
@@ -43,10 +54,13 @@ class ApiSubject implements FuzzSubject {
     const text = Buffer.from(input)
       .toString('latin1')
       .replaceAll(SNAPSHOT, this.#snapshot)
-      .replaceAll(PLACE, this.#inside);
+      .replaceAll(PLACE, this.#inside)
+      .replaceAll(TOKEN, RIGHT_TOKEN);
     // These would be no mistakes.
     if (/^DELETE \/v1\/(?:disks\/vm|snapshots\/[^ ]*)[ ?]/m.test(text) || text.includes('/next')) return;
-    checkAnswers(await this.#say(Buffer.from(text, 'latin1')));
+    const heard = await this.#say(Buffer.from(text, 'latin1'));
+    checkAnswers(heard);
+    if (this.#overTcp && !text.includes(RIGHT_TOKEN)) checkRefusals(heard);
     const { client } = this.#world;
     for (const { id } of await client.snapshots()) if (id !== this.#snapshot) await client.destroySnapshot(id);
     assert((await client.snapshots()).length === 1, 'the snapshot is still held');
@@ -57,7 +71,7 @@ class ApiSubject implements FuzzSubject {
   /** Everything that is answered until the server hangs up; it is told that no more will come. */
   #say(bytes: Uint8Array): Promise<string> {
     return new Promise((resolve, reject) => {
-      const socket = net.connect(daemonPaths(this.#world.directory).apiSocket);
+      const socket = this.#connect();
       let heard = '';
       const late = setTimeout(() => reject(new Error(`no answer in ${ANSWER_MS} ms`)), ANSWER_MS);
       const done = (): void => {
@@ -71,6 +85,12 @@ class ApiSubject implements FuzzSubject {
       socket.on('close', done).on('error', done);
       socket.end(bytes);
     });
+  }
+
+  #connect(): net.Socket {
+    if (!this.#overTcp) return net.connect(daemonPaths(this.#world.directory).apiSocket);
+    const { port, hostname } = new URL(this.#world.url);
+    return net.connect(Number(port), hostname);
   }
 
   #list(): string[] {
@@ -98,4 +118,21 @@ function checkAnswers(heard: string): void {
   }
 }
 
-export const api: FuzzTarget = { name: 'api', generate: httpRequests, open: () => ApiSubject.open() };
+/** Who has not brought the token hears nothing of what there is. */
+function checkRefusals(heard: string): void {
+  for (const [, status] of heard.matchAll(/HTTP\/1\.1 (\d{3})/g))
+    assert(STRANGERS_STATUSES.includes(Number(status)), 'a stranger is refused');
+  assert(!/vm|given|snapshots/.test(heard), 'a stranger hears nothing of what there is');
+}
+
+export const api: FuzzTarget = {
+  name: 'api',
+  generate: (draw) => httpRequests(draw, null),
+  open: () => ApiSubject.open(false),
+};
+
+export const apiOverTcp: FuzzTarget = {
+  name: 'api-tcp',
+  generate: (draw) => httpRequests(draw, draw.chance(0.8) ? [`Bearer ${TOKEN}`] : STRANGERS),
+  open: () => ApiSubject.open(true),
+};
