@@ -33,10 +33,10 @@ const REPLY_BYTES = 20;
 const STARTTLS = 5;
 const ABORT = 2;
 const ACK = 1;
-const REFUSALS = [0x8000_0005, 0x8000_0003];
-/** No TLS record, so no end of the words before TLS, begins so. */
+const REFUSALS = new Set([0x8000_0005, 0x8000_0003]);
+/** Of a reply to an option; no TLS record begins so. */
 const REPLY_MAGIC = Buffer.from('0003e889045565a9', 'hex');
-/** The first of two bytes of a TLS alert record. */
+/** The first byte of a TLS alert record. */
 const ALERT = 21;
 
 class FrontSubject implements FuzzSubject {
@@ -141,12 +141,12 @@ function checkWordsBeforeTls(words: Buffer): void {
       return;
     }
     assert(words.length - at >= REPLY_BYTES && words.subarray(at, at + 8).equals(REPLY_MAGIC), 'a reply is whole');
-    const [option, type, length] = [8, 12, 16].map((offset) => words.readUInt32BE(at + offset));
+    const [asked, type, length] = [8, 12, 16].map((offset) => words.readUInt32BE(at + offset));
     if (type === ACK) {
-      assert(option === STARTTLS || option === ABORT, 'nothing but TLS and an end is granted');
+      assert(asked === STARTTLS || asked === ABORT, 'nothing but TLS and an end is granted');
       assert(length === 0, 'a consent says nothing else');
-      agreed = option === STARTTLS;
-    } else assert(REFUSALS.includes(type!), 'everything else is refused');
+      agreed = asked === STARTTLS;
+    } else assert(REFUSALS.has(type!), 'everything else is refused');
     at += REPLY_BYTES + length!;
   }
 }
