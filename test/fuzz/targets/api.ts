@@ -1,7 +1,7 @@
-/** HTTP to the daemon's API, as it comes over its socket, or over TCP with a token or without: malformed and huge bodies, names that are paths, names of images,
- *  numbers out of range, routes and methods at random, and bytes that are no HTTP. Each gets an answer that says what was
- *  wrong, or none; none is the server's own failure, and none changes what is served or touches a file outside.
- *  Without the token nothing is answered but that it is missing. */
+/** HTTP to the daemon's API, as it comes over its socket, or over TCP with a token or without: malformed and huge bodies, names
+ *  that are paths, names of images, numbers out of range, routes and methods at random, and bytes that are no HTTP. Each gets an
+ *  answer that says what was wrong, or none; none is the server's own failure, and none changes what is served or touches a file
+ *  outside. Without the token nothing is answered but that it is missing. */
 
 import fs from 'node:fs';
 import net from 'node:net';
