@@ -43,6 +43,16 @@ describe('NBD URIs', () => {
     expect(() => parseNbdUri(uri)).toThrow(message);
   });
 
+  it.each([
+    'nbds://alice:0123456789@h/x',
+    'nbds://alice:0123456789@h:port/x',
+    'nbd://:0123456789@h/x',
+    'nbds+unix://a:0123456789@/x',
+  ])('refuses a password without showing it: %s', (uri) => {
+    expect(() => parseNbdUri(uri)).toThrow(/^(?!.*0123456789)/);
+    expect(() => parseNbdUri(uri)).toThrow(/keys are in files/);
+  });
+
   it('reads what it writes', () => {
     const address = fc.oneof(
       fc.record({ kind: fc.constant('unix' as const), path: fc.string({ minLength: 1, unit: 'binary' }) }),

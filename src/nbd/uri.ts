@@ -30,10 +30,13 @@ export interface UriTls extends TlsFiles {
 const COMPONENTS = /^([a-z][a-z+.-]*):(?:\/\/([^/?#]*))?([^?#]*)(?:\?([^#]*))?$/i;
 const AUTHORITY = /^(?:([^@]*)@)?(\[[^\]]+\]|[^:]*)(?::(\d*))?$/;
 
+/** What somebody took for a place for a password. */
+const PASSWORD = /(:\/\/[^/?#:@]*):[^/?#]*@/;
+
 function invalid(uri: string, reason: string): BlksnapError {
   return new BlksnapError(
     'EINVAL',
-    `Cannot read NBD URI "${uri}": ${reason}; want nbd://host:port/export or nbd+unix:///export?socket=/path, or nbds for TLS`,
+    `Cannot read NBD URI "${uri.replace(PASSWORD, '$1:...@')}": ${reason}; want nbd://host:port/export or nbd+unix:///export?socket=/path, or nbds for TLS`,
   );
 }
 
@@ -49,6 +52,7 @@ function decode(text: string, uri: string): string {
 export function parseNbdUri(uri: string): NbdUri {
   const match = COMPONENTS.exec(uri);
   if (match === null) throw invalid(uri, 'not a URI');
+  if (PASSWORD.test(uri)) throw invalid(uri, 'it holds a password; keys are in files, tls-psk-file=FILE');
   const [, scheme = '', authority = '', path = '', query = ''] = match;
   const parameters = parseQuery(query, uri);
   const socket = parameters.get('socket');
