@@ -8,13 +8,21 @@ import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import type { FilterModule } from '../block/filter.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+import { readText } from '../util/read-text.ts';
+import { MIB } from '../util/units.ts';
+
+const MANIFEST_BYTES = MIB;
+/** What Node takes for `import`; the first is not a condition but the package itself. */
+const IMPORT_CONDITIONS = new Set(['.', 'node', 'import', 'module-sync', 'default']);
 
 /** The URL of a module: a file, or a package that can be found from `directory`. Errors: ENOENT. */
 export function resolveFilterModule(given: string, directory: string): string {
   const file = path.resolve(directory, given);
   if (fs.existsSync(file)) return pathToFileURL(file).href;
   try {
-    return pathToFileURL(createRequire(path.join(directory, 'x.js')).resolve(given)).href;
+    const require = createRequire(path.join(directory, 'x.js'));
+    const module = modulePathOf(require.resolve.paths(given) ?? [], given) ?? require.resolve(given);
+    return pathToFileURL(module).href;
   } catch (cause) {
     throw new BlksnapError(
       'ENOENT',
@@ -22,6 +30,27 @@ export function resolveFilterModule(given: string, directory: string): string {
       { cause },
     );
   }
+}
+
+/** Where a package has its module for `import`, which `require` does not find when that is all it has. */
+function modulePathOf(places: readonly string[], name: string): string | null {
+  const place = places.map((one) => path.join(one, name)).find((one) => fs.existsSync(path.join(one, 'package.json')));
+  if (place === undefined) return null;
+  const manifest = JSON.parse(readText(path.join(place, 'package.json'), MANIFEST_BYTES)) as { exports?: unknown };
+  const exported = importTarget(manifest.exports);
+  return exported === null ? null : fs.realpathSync(path.join(place, exported));
+}
+
+/** Of a manifest's exports, or a part of them (Node.js, "Packages: conditional exports"). */
+function importTarget(exported: unknown): string | null {
+  if (typeof exported === 'string') return exported;
+  if (typeof exported !== 'object' || exported === null || Array.isArray(exported)) return null;
+  for (const [condition, target] of Object.entries(exported)) {
+    if (!IMPORT_CONDITIONS.has(condition)) continue;
+    const found = importTarget(target);
+    if (found !== null) return found;
+  }
+  return null;
 }
 
 /** Errors: EINVAL for a module that fails, or exports no `register`. */
