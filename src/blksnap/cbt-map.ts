@@ -256,6 +256,11 @@ export class CbtMap {
     return at >= 0;
   }
 
+  /** Takes a claim back: the slot is as it was when the map was opened. */
+  unclaim(id: string): void {
+    this.#claimed.delete(id);
+  }
+
   /** The snapshot no longer has a copy of everything: it will not come back. Cannot fail. */
   dropKept(id: string): void {
     const at = this.#slotOf(id);

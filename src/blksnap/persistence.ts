@@ -80,7 +80,11 @@ export function placeNote({ path: file, kind, owned, limitBytes }: StoragePiece)
 
 /** The take is over. From the end of this on the snapshot outlives the process. Errors: EBUSY without a free slot in
  *  a CBT map; what the journal fails with. */
-export async function completeJournal({ id, createdAt, heldMs, images }: Snapshot, journal: Journal): Promise<void> {
+export async function completeJournal(
+  { id, createdAt, images }: Snapshot,
+  journal: Journal,
+  heldMs: number,
+): Promise<void> {
   for (const [disk, { area }] of images.entries()) await journal.map(disk, area.frozenMap);
   for (const { area, tracker } of images) {
     if (!area.active || tracker.cbt.keep(id, journal.frames)) continue;

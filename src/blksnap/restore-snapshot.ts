@@ -92,7 +92,7 @@ function trustedTracker(
   { name, disk }: { readonly name: string; readonly disk: number },
 ): Tracker {
   const refuse = (why: string, cause?: unknown): BlksnapError =>
-    new BlksnapError('ESTALE', `Cannot bring snapshot ${plan.id} back: ${why}`, { cause });
+    new BlksnapError('ESTALE', `Cannot bring the snapshot back: ${why}`, { cause });
   let tracker: Tracker;
   try {
     tracker = find(name);

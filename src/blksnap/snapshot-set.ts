@@ -4,6 +4,7 @@
  *  so that all images show one instant. An error anywhere leaves nothing behind. */
 
 import crypto from 'node:crypto';
+import { assert } from '../util/assert.ts';
 import { BlksnapError, codeOfErrno } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
 import { completed } from '../io/reactor.ts';
@@ -105,15 +106,19 @@ export class SnapshotSet {
     const heldMs = performance.now() - began;
     take.thaw();
     const snapshot = this.finish(take, { createdAt: Date.now(), heldMs });
-    if (take.journal !== null) await this.#complete(snapshot, take.journal);
+    if (persistent !== undefined) await this.complete(id, { heldMs });
     return snapshot;
   }
 
-  async #complete(snapshot: Snapshot, journal: Journal): Promise<void> {
+  /** What follows `finish` for a persistent snapshot: from the end of this on it outlives the process.
+   *  Errors: as completeJournal; the snapshot is then destroyed. */
+  async complete(id: string, { heldMs }: { readonly heldMs: number }): Promise<void> {
+    const snapshot = this.get(id);
+    assert(snapshot.journal !== null, 'it is a persistent snapshot');
     try {
-      await completeJournal(snapshot, journal);
+      await completeJournal(snapshot, snapshot.journal, heldMs);
     } catch (cause) {
-      if (this.#snapshots.has(snapshot.id)) await this.destroy(snapshot.id);
+      if (this.#snapshots.has(id)) await this.destroy(id);
       throw cause;
     }
   }
@@ -243,6 +248,18 @@ export class SnapshotSet {
     this.#use(storage, disks, journal);
     const { createdAt, heldMs } = taken!;
     return { snapshot: this.#hold({ id, storage, disks, journal }, { createdAt, heldMs }), memo: plan.memo };
+  }
+
+  /** Lets a snapshot that has just been brought back go again, as it was, for another start to bring back. Nothing may
+   *  have been written to its disks meanwhile. Errors: ESRCH. */
+  async letGo(id: string): Promise<void> {
+    const { images } = this.get(id);
+    this.#snapshots.delete(id);
+    for (const image of images) {
+      await image.close();
+      image.tracker.cbt.unclaim(id);
+      for (const area of image.tracker.cow.remove(image.area)) await this.#release(area, true);
+    }
   }
 
   /** Removes a persistent snapshot that is not held. Closes the place. */

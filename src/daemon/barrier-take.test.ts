@@ -54,9 +54,9 @@ it('undoes on all threads what fails on one', async () => {
   await attach(threads[1]!, 'm');
   const id = crypto.randomUUID();
   const nowhere = path.join(directory, 'nowhere', 'file');
-  await expect(takeAcross(id, parts(id, [':memory:', nowhere]))).rejects.toMatchObject({ code: 'ENOENT' });
+  await expect(takeAcross(parts(id, [':memory:', nowhere]))).rejects.toMatchObject({ code: 'ENOENT' });
   expect(await held()).toEqual([0, 0]);
-  const { parts: taken, heldMs } = await takeAcross(id, parts(id));
+  const { parts: taken, heldMs } = await takeAcross(parts(id));
   expect(taken.map(({ createdAt }) => createdAt)).toEqual([taken[0]!.createdAt, taken[0]!.createdAt]);
   expect(heldMs).toBeGreaterThan(0);
   expect(await held()).toEqual([1, 1]);
@@ -84,12 +84,12 @@ it('lets the writes of all threads go when the requests of one do not end in tim
   while ((await second.call('disks', {}))[0]!.inFlight === 0);
 
   const id = crypto.randomUUID();
-  await expect(takeAcross(id, parts(id), 100)).rejects.toMatchObject({ code: 'ETIMEDOUT' });
+  await expect(takeAcross(parts(id), 100)).rejects.toMatchObject({ code: 'ETIMEDOUT' });
   expect(await held()).toEqual([0, 0]);
   expect(await write(d)).toBe(0);
   await second.call('dmResume', { name: 'm' });
   expect(await suspended).toBe(0);
-  await takeAcross(id, parts(id));
+  await takeAcross(parts(id));
   expect(await held()).toEqual([1, 1]);
   expect(await write(m)).toBe(0);
 

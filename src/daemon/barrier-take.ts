@@ -19,27 +19,26 @@ export interface BarrierTaken {
   readonly heldMs: number;
 }
 
-export async function takeAcross(
-  id: string,
-  parts: readonly TakePart[],
-  freezeLimitMs = FREEZE_LIMIT_MS,
-): Promise<BarrierTaken> {
-  const onAll = <T>(step: (thread: TakePart['thread'], part: TakePart) => Promise<T>): Promise<T[]> =>
-    allEnded(parts.map((part) => step(part.thread, part)));
+export async function takeAcross(parts: readonly TakePart[], freezeLimitMs = FREEZE_LIMIT_MS): Promise<BarrierTaken> {
+  const onAll = <T>(step: (thread: TakePart['thread'], args: TakePart['args']) => Promise<T>): Promise<T[]> =>
+    allEnded(parts.map(({ thread, args }) => step(thread, args)));
   try {
-    await onAll((thread, { args }) => thread.call('planSnapshot', args));
+    await onAll((thread, args) => thread.call('planSnapshot', args));
     const began = performance.now();
     // What is still freezing after the time is thawed by the undoing.
     await inTime(
-      onAll((thread) => thread.call('freezeSnapshot', { id })),
+      onAll((thread, { id }) => thread.call('freezeSnapshot', { id })),
       freezeLimitMs,
     );
-    await onAll((thread) => thread.call('switchSnapshot', { id }));
+    await onAll((thread, { id }) => thread.call('switchSnapshot', { id }));
     const createdAt = Date.now();
-    const taken = await onAll((thread) => thread.call('finishSnapshot', { id, createdAt }));
-    return { parts: taken, heldMs: performance.now() - began };
+    const taken = await onAll((thread, { id }) => thread.call('finishSnapshot', { id, createdAt }));
+    const heldMs = performance.now() - began;
+    await onAll(async (thread, { id, kept }) => kept && (await thread.call('completeSnapshot', { id, heldMs })));
+    return { parts: taken, heldMs };
   } catch (cause) {
-    for (const { thread } of parts) {
+    for (const { thread, args } of parts) {
+      const { id } = args;
       await thread.call('abandonSnapshot', { id }).catch(() => {});
       // A thread that had finished when another one died.
       await thread.call('destroySnapshot', { id }).catch(() => {});

@@ -15,6 +15,7 @@ import type { HandedOver, Visitor } from '../nbd/server.ts';
 import type { QueueShape, ServedExport } from '../kernel/ublk-protocol.ts';
 import type { ErrorCode } from '../util/errors.ts';
 import type { AccessRules } from './access.ts';
+import type { Whole } from './persistent-memo.ts';
 import type { KeptFilter } from './state.ts';
 
 export interface IoThreadOptions {
@@ -249,19 +250,36 @@ export interface IoCalls {
     } & TakeArgs;
     result: SnapshotInfo;
   };
-  /** Brings a persistent snapshot back. Null: its take had not come to its end, and it is removed. */
+  /** Brings a persistent snapshot back, or a part of one. Null: its take had not come to its end, and it is removed. */
   restoreSnapshot: {
-    args: { readonly id: string; readonly journalPath: string; readonly disks: readonly string[] };
+    args: {
+      readonly id: string;
+      readonly journalPath: string;
+      readonly disks: readonly string[];
+      readonly whole: Whole;
+    };
     result: SnapshotInfo | null;
   };
+  /** Lets what was brought back of a snapshot go again, for another start to bring it back. */
+  letGoSnapshot: { args: { readonly id: string }; result: void };
   /** Removes a persistent snapshot that could not be brought back. */
   discardSnapshot: { args: { readonly journalPath: string }; result: void };
   /** A take over several threads, in its steps (src/blksnap/take.ts). `others`: origins of it on other threads. */
-  planSnapshot: { args: { readonly id: string; readonly others: readonly Origin[] } & TakeArgs; result: void };
+  planSnapshot: {
+    args: {
+      readonly id: string;
+      readonly others: readonly Origin[];
+      /** Of a persistent snapshot: where the journal of this part goes, and the whole, by whose id it is shown. */
+      readonly kept?: { readonly journalPath: string; readonly whole: Whole } | undefined;
+    } & TakeArgs;
+    result: void;
+  };
   freezeSnapshot: { args: { readonly id: string }; result: void };
   switchSnapshot: { args: { readonly id: string }; result: void };
   /** Thaws, and offers the images. */
   finishSnapshot: { args: { readonly id: string; readonly createdAt: number }; result: SnapshotInfo };
+  /** Of a persistent snapshot: from here on it outlives the process. */
+  completeSnapshot: { args: { readonly id: string; readonly heldMs: number }; result: void };
   /** Undoes all steps; nothing when there were none. */
   abandonSnapshot: { args: { readonly id: string }; result: void };
   /** An export of another thread came or went. */

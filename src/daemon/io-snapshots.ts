@@ -1,9 +1,11 @@
-/** The snapshots of an I/O thread as calls ask for them: of disks and partitions by name, their images offered. */
+/** The snapshots of an I/O thread as calls ask for them: of disks and partitions by name, their images offered.
+ *
+ *  Calls name a snapshot, or a part of one, by its own id. It is shown by that of the whole. */
 
-import { z } from 'zod';
 import { createJournalFile, openJournalFile } from '../blksnap/journal-place.ts';
 import { READ_ONCE, ReadOnceImage } from '../blksnap/read-once-image.ts';
 import type { SnapshotImage } from '../blksnap/image.ts';
+import type { PersistentOptions } from '../blksnap/persistence.ts';
 import type { SnapshotSet } from '../blksnap/snapshot-set.ts';
 import type { Snapshot } from '../blksnap/snapshot.ts';
 import type { Take } from '../blksnap/take.ts';
@@ -16,6 +18,8 @@ import type { Exports } from './exports.ts';
 import { imageContexts } from './image-contexts.ts';
 import type { IoCalls, SnapshotInfo } from './io-protocol.ts';
 import { partitionGeneration, partitionHistory } from './partition-views.ts';
+import { memoSchema } from './persistent-memo.ts';
+import type { Whole } from './persistent-memo.ts';
 
 /** An image as a snapshot's maker named it: of a disk, or of a partition. */
 interface ImageView {
@@ -37,6 +41,13 @@ export interface WantedOrigin {
 interface PlannedTake {
   readonly take: Take;
   readonly origins: readonly WantedOrigin[];
+  readonly shownId: string;
+}
+
+/** A snapshot as it is shown. */
+interface Shown {
+  readonly id: string;
+  readonly images: readonly ImageView[];
 }
 
 export interface IoSnapshotsOptions {
@@ -51,8 +62,8 @@ export interface IoSnapshotsOptions {
 
 export class IoSnapshots {
   readonly #o: IoSnapshotsOptions;
-  /** By snapshot: what it was asked to show. */
-  readonly #views = new Map<string, readonly ImageView[]>();
+  /** By the snapshot's own id. */
+  readonly #shown = new Map<string, Shown>();
   readonly #takes = new Map<string, PlannedTake>();
 
   constructor(options: IoSnapshotsOptions) {
@@ -63,36 +74,46 @@ export class IoSnapshots {
     return this.#o.set.list().map((snapshot) => this.#snapshotInfo(snapshot));
   }
 
-  /** Ids of the held snapshots of a disk. */
+  /** Ids of the held snapshots of a disk, as they are shown. */
   heldOf(disk: string): string[] {
-    return this.#o.set
-      .list()
-      .filter((snapshot) => snapshot.image(disk) !== undefined)
-      .map(({ id }) => id);
+    return this.#of(disk).map(({ id }) => this.#shownId(id));
   }
 
   /** Those of them that outlive the process. */
   persistentOf(disk: string): string[] {
-    return this.heldOf(disk).filter((id) => this.#o.set.get(id).journal !== null);
+    return this.#of(disk).flatMap(({ id, journal }) => (journal === null ? [] : [this.#shownId(id)]));
+  }
+
+  #of(disk: string): Snapshot[] {
+    return this.#o.set.list().filter((snapshot) => snapshot.image(disk) !== undefined);
+  }
+
+  #shownId(id: string): string {
+    return this.#shown.get(id)?.id ?? id;
   }
 
   async create(args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
     const origins = this.#origins(args.disks);
     const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
     const { id, journalPath } = args;
-    const memo = origins.map(({ name, tracker, range }) => ({ name, disk: tracker.disk.name, range: plain(range) }));
-    const persistent =
-      journalPath === undefined ? undefined : { open: () => createJournalFile(journalPath), memo: { origins: memo } };
-    return this.#offerImages(origins, await this.#o.set.create(trackersOf(origins), storage, { id, persistent }));
+    const persistent = journalPath === undefined ? undefined : keptAs(origins, { journalPath });
+    const snapshot = await this.#o.set.create(trackersOf(origins), storage, { id, persistent });
+    return this.#offerImages(origins, snapshot, snapshot.id);
   }
 
   /** As SnapshotSet.restore. */
-  async restore(journalPath: string): Promise<SnapshotInfo | null> {
+  async restore({ journalPath, whole }: IoCalls['restoreSnapshot']['args']): Promise<SnapshotInfo | null> {
     const restored = await this.#o.set.restore({
       place: openJournalFile(journalPath),
       tracker: (name) => this.#o.origin(name).tracker,
     });
-    return restored && this.#offerImages(originsOf(restored.snapshot, restored.memo), restored.snapshot);
+    return restored && this.#offerImages(originsOf(restored.snapshot, restored.memo), restored.snapshot, whole.id);
+  }
+
+  /** As SnapshotSet.letGo. */
+  async letGo(id: string): Promise<void> {
+    await this.#takeBack(id);
+    await this.#o.set.letGo(id);
   }
 
   async discard(journalPath: string): Promise<void> {
@@ -103,11 +124,12 @@ export class IoSnapshots {
     return disks.map((name) => this.#o.origin(name));
   }
 
-  async plan({ id, others, ...args }: IoCalls['planSnapshot']['args']): Promise<void> {
+  async plan({ id, others, kept, ...args }: IoCalls['planSnapshot']['args']): Promise<void> {
     const origins = this.#origins(args.disks);
     const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
-    const take = await this.#o.set.plan(trackersOf(origins), storage, { id, others });
-    this.#takes.set(id, { take, origins });
+    const persistent = kept && keptAs(origins, kept);
+    const take = await this.#o.set.plan(trackersOf(origins), storage, { id, others, persistent });
+    this.#takes.set(id, { take, origins, shownId: kept?.whole.id ?? id });
   }
 
   #planned(id: string): PlannedTake {
@@ -125,11 +147,15 @@ export class IoSnapshots {
   }
 
   finish(id: string, createdAt: number): SnapshotInfo {
-    const { take, origins } = this.#planned(id);
+    const { take, origins, shownId } = this.#planned(id);
     this.#takes.delete(id);
     take.thaw();
     // How long all threads together held writes, the control thread knows.
-    return this.#offerImages(origins, this.#o.set.finish(take, { createdAt, heldMs: 0 }));
+    return this.#offerImages(origins, this.#o.set.finish(take, { createdAt, heldMs: 0 }), shownId);
+  }
+
+  async complete(id: string, heldMs: number): Promise<void> {
+    await this.#o.set.complete(id, { heldMs });
   }
 
   async abandon(id: string): Promise<void> {
@@ -139,13 +165,13 @@ export class IoSnapshots {
     await this.#o.set.abandon(planned.take);
   }
 
-  #offerImages(origins: readonly WantedOrigin[], snapshot: Snapshot): SnapshotInfo {
-    const views = origins.map(({ name, tracker, range }) => {
+  #offerImages(origins: readonly WantedOrigin[], snapshot: Snapshot, shownId: string): SnapshotInfo {
+    const images = origins.map(({ name, tracker, range }) => {
       const image = snapshot.images.find((one) => one.tracker === tracker)!;
-      return { disk: name, exportName: `${name}@${snapshot.id}`, image, range };
+      return { disk: name, exportName: `${name}@${shownId}`, image, range };
     });
-    this.#views.set(snapshot.id, views);
-    for (const { disk, exportName, image, range } of views) {
+    this.#shown.set(snapshot.id, { id: shownId, images });
+    for (const { disk, exportName, image, range } of images) {
       const history = range === null ? image : partitionHistory(image, range);
       this.#o.exports.set(exportName, {
         name: exportName,
@@ -172,17 +198,22 @@ export class IoSnapshots {
 
   async destroy(id: string): Promise<void> {
     this.#o.set.get(id);
-    for (const { exportName } of this.#views.get(id) ?? []) {
-      await this.#o.drop(exportName);
-      await this.#o.drop(`${exportName}${READ_ONCE}`);
-    }
-    this.#views.delete(id);
+    await this.#takeBack(id);
     await this.#o.set.destroy(id);
   }
 
+  async #takeBack(id: string): Promise<void> {
+    for (const { exportName } of this.#shown.get(id)?.images ?? []) {
+      await this.#o.drop(exportName);
+      await this.#o.drop(`${exportName}${READ_ONCE}`);
+    }
+    this.#shown.delete(id);
+  }
+
   #snapshotInfo(snapshot: Snapshot): SnapshotInfo {
-    const { id, createdAt, heldMs, storage } = snapshot;
-    const images = (this.#views.get(id) ?? []).map(({ disk, exportName, image, range }) => ({
+    const { createdAt, heldMs, storage } = snapshot;
+    const id = this.#shownId(snapshot.id);
+    const images = (this.#shown.get(snapshot.id)?.images ?? []).map(({ disk, exportName, image, range }) => ({
       disk,
       exportName,
       size: range?.length ?? image.size,
@@ -203,18 +234,15 @@ export class IoSnapshots {
   }
 }
 
-/** What a persistent snapshot was asked to show, as its journal remembers it. */
-const memoSchema = z.strictObject({
-  origins: z
-    .array(
-      z.strictObject({
-        name: z.string().min(1).max(512),
-        disk: z.string(),
-        range: z.strictObject({ offset: z.int().nonnegative(), length: z.int().positive() }).nullable(),
-      }),
-    )
-    .max(1024),
-});
+/** How a persistent snapshot is kept, and what its journal remembers. */
+function keptAs(
+  origins: readonly WantedOrigin[],
+  { journalPath, whole }: { readonly journalPath: string; readonly whole?: Whole | undefined },
+): PersistentOptions {
+  const asked = origins.map(({ name, tracker, range }) => ({ name, disk: tracker.disk.name, range: plain(range) }));
+  const memo = whole === undefined ? { origins: asked } : { origins: asked, whole };
+  return { open: () => createJournalFile(journalPath), memo };
+}
 
 /** What does not fit the snapshot's disks is left out. */
 function originsOf(snapshot: Snapshot, memo: unknown): WantedOrigin[] {

@@ -1,16 +1,19 @@
 /** The I/O threads of a daemon as one: the same calls as of a single thread, each passed to the thread that it is
- *  about, or to all. With one thread, calls go straight to it.
+ *  about, or to all.
  *
  *  A new disk goes to the thread with the fewest. Mapped devices live on the first thread, and so do disks that are
  *  mappable, and those that remembered mappings lie on. A client is accepted by the first thread, and handed to the one that has its export. */
 
 import crypto from 'node:crypto';
 import fs from 'node:fs';
+import { dirname, join } from 'node:path';
 import type { SnapshotEvent } from '../blksnap/events.ts';
+import { JOURNAL_SUFFIX } from '../blksnap/journal-place.ts';
 import { refuseSharedOrigin } from '../blksnap/origin-guard.ts';
 import type { HandedOver } from '../nbd/server.ts';
 import { BlksnapError } from '../util/errors.ts';
 import { takeAcross } from './barrier-take.ts';
+import type { TakePart } from './barrier-take.ts';
 import { wholeDisk } from './disk-names.ts';
 import { IoThread } from './io-thread-client.ts';
 import type {
@@ -22,7 +25,7 @@ import type {
   IoThreadReady,
   SnapshotInfo,
 } from './io-protocol.ts';
-import { limitShares, merged, refuseOnePlace, refusePersistent } from './snapshot-parts.ts';
+import { limitShares, merged, refuseOnePlace } from './snapshot-parts.ts';
 import type { SnapshotPart } from './snapshot-parts.ts';
 
 export const MAX_IO_THREADS = 16;
@@ -54,8 +57,8 @@ interface Home {
 interface Held {
   /** As they were asked for. */
   readonly disks: readonly string[];
-  readonly threads: readonly number[];
-  /** Null: its only thread knows. */
+  readonly parts: readonly SnapshotPart[];
+  /** Null: its only thread knows, or it is just being taken. */
   heldMs: number | null;
 }
 
@@ -67,6 +70,8 @@ export class IoThreads {
   /** Where each export is, as the threads tell. */
   readonly #exports = new Map<string, number>();
   readonly #snapshots = new Map<string, Held>();
+  /** Of parts with an id of their own: the id of the whole. */
+  readonly #wholes = new Map<string, string>();
   /** What threads are just being told of each other's exports. */
   readonly #telling = new Set<Promise<void>>();
 
@@ -95,7 +100,7 @@ export class IoThreads {
       await IoThread.start(
         { driver, parameters, filterModules },
         {
-          event: (event) => this.#listener.event(event),
+          event: (event) => this.#listener.event({ ...event, snapshotId: this.#wholeOf(event.snapshotId) }),
           kernelLeft: (exportName) => this.#listener.kernelLeft(exportName),
           died: (cause) => this.#listener.died(cause),
           exportChange: (change) => this.#exportChanged(index, change),
@@ -128,7 +133,6 @@ export class IoThreads {
   }
 
   async call<Name extends IoCallName>(name: Name, args: IoCalls[Name]['args']): Promise<IoCalls[Name]['result']> {
-    if (this.#threads.length === 1) return await this.#first.call(name, args);
     const result = await this.#routes[name](args);
     // A client that hears of a new export finds it.
     await Promise.all(this.#telling);
@@ -193,8 +197,12 @@ export class IoThreads {
     appendStorage: (args) => this.#appendStorage(args),
     snapshots: async () => this.#merged((await this.#all('snapshots', {})).flat()),
     destroySnapshot: async ({ id }) => {
-      for (const thread of this.#having(id)) await thread.call('destroySnapshot', { id });
-      this.#snapshots.delete(id);
+      for (const part of this.#partsOf(id)) await this.#threads[part.thread]!.call('destroySnapshot', { id: part.id });
+      this.#forget(id);
+    },
+    letGoSnapshot: async ({ id }) => {
+      for (const part of this.#partsOf(id)) await this.#threads[part.thread]!.call('letGoSnapshot', { id: part.id });
+      this.#forget(id);
     },
     serveKernel: (args) => this.#offering(args.exportName).call('serveKernel', args),
     describeExport: (args) => this.#offering(args.exportName).call('describeExport', args),
@@ -206,6 +214,7 @@ export class IoThreads {
     freezeSnapshot: notFromOutside,
     switchSnapshot: notFromOutside,
     finishSnapshot: notFromOutside,
+    completeSnapshot: notFromOutside,
     abandonSnapshot: notFromOutside,
     elsewhere: notFromOutside,
     takeOver: (args) => this.#first.call('takeOver', args),
@@ -288,34 +297,58 @@ export class IoThreads {
 
   // --- snapshots ------------------------------------------------------------------------------
 
-  #having(id: string): IoThread[] {
-    return (this.#snapshots.get(id)?.threads ?? [0]).map((index) => this.#threads[index]!);
+  /** Of one that is not there the first thread, which says so. */
+  #partsOf(id: string): readonly SnapshotPart[] {
+    return this.#snapshots.get(id)?.parts ?? [{ thread: 0, id, disks: [] }];
+  }
+
+  #hold(id: string, held: Held): void {
+    this.#snapshots.set(id, held);
+    for (const part of held.parts) if (part.id !== id) this.#wholes.set(part.id, id);
+  }
+
+  #forget(id: string): void {
+    for (const part of this.#partsOf(id)) this.#wholes.delete(part.id);
+    this.#snapshots.delete(id);
+  }
+
+  #wholeOf(id: string): string {
+    return this.#wholes.get(id) ?? id;
   }
 
   async #createSnapshot(args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
-    const { id = crypto.randomUUID(), disks } = args;
+    const { id = crypto.randomUUID(), disks, journalPath } = args;
     this.#checkCount();
     const threads = [...new Set(disks.map((name) => this.#homeOf(name)))];
-    const held: Held = { disks, threads, heldMs: null };
-    this.#snapshots.set(id, held);
+    // A file of its own for each persistent part, under a name of its own.
+    const ownIds = journalPath !== undefined && threads.length > 1;
+    const parts = threads.map((thread) => ({
+      thread,
+      id: ownIds ? crypto.randomUUID() : id,
+      disks: disks.filter((name) => this.#homeOf(name) === thread),
+    }));
+    const held: Held = { disks, parts, heldMs: null };
+    this.#hold(id, held);
     try {
-      if (threads.length === 1) return await this.#threads[threads[0]!]!.call('createSnapshot', { ...args, id });
-      refusePersistent(args);
+      if (parts.length === 1) return await this.#threads[threads[0]!]!.call('createSnapshot', { ...args, id });
       refuseOnePlace(args.storagePath);
-      const taken = await takeAcross(id, this.#parts(id, args, threads));
+      const taken = await takeAcross(this.#takeParts(id, args, parts));
       held.heldMs = taken.heldMs;
       return merged(taken.parts, held);
     } catch (cause) {
-      this.#snapshots.delete(id);
+      this.#forget(id);
       throw cause;
     }
   }
 
   async #restoreSnapshot(args: IoCalls['restoreSnapshot']['args']): Promise<SnapshotInfo | null> {
+    const { id, whole } = args;
     const [thread = 0] = args.disks.map((name) => this.#homeOf(name));
     const restored = await this.#threads[thread]!.call('restoreSnapshot', args);
     if (restored === null) return null;
-    this.#snapshots.set(args.id, { disks: restored.images.map(({ disk }) => disk), threads: [thread], heldMs: null });
+    const others = this.#snapshots.get(whole.id)?.parts ?? [];
+    const part = { thread, id, disks: restored.images.map(({ disk }) => disk) };
+    this.#hold(whole.id, { disks: whole.disks, parts: [...others, part], heldMs: restored.heldMs });
     return restored;
   }
 
@@ -329,44 +362,40 @@ export class IoThreads {
     );
   }
 
-  #parts(
-    id: string,
-    args: IoCalls['createSnapshot']['args'],
-    threads: readonly number[],
-  ): Array<{ thread: IoThread; args: IoCalls['planSnapshot']['args'] }> {
-    const parts = this.#disksByThread(args.disks, threads);
+  #takeParts(id: string, args: IoCalls['createSnapshot']['args'], parts: readonly SnapshotPart[]): TakePart[] {
+    const { disks, storagePath, journalPath } = args;
     const limits = limitShares(args.limitBytes, parts);
+    const whole = { id, disks: [...disks], parts: parts.map((part) => part.id) };
     return parts.map((part, index) => {
-      const others = parts.filter((other) => other !== part).flatMap(({ disks }) => disks);
+      const others = parts.filter((other) => other !== part).flatMap((other) => other.disks);
+      const kept =
+        journalPath === undefined
+          ? undefined
+          : { journalPath: join(dirname(journalPath), `${part.id}${JOURNAL_SUFFIX}`), whole };
       return {
         thread: this.#threads[part.thread]!,
         args: {
-          id,
+          id: part.id,
           disks: part.disks,
-          storagePath: args.storagePath,
+          storagePath,
           limitBytes: limits[index]!,
           others: others.map((name) => ({ name, path: this.#homes.get(wholeDisk(name))?.path ?? null })),
+          kept,
         },
       };
     });
   }
 
-  #disksByThread(disks: readonly string[], threads: readonly number[]): SnapshotPart[] {
-    return threads.map((thread) => ({ thread, disks: disks.filter((name) => this.#homeOf(name) === thread) }));
-  }
-
-  async #appendStorage(args: IoCalls['appendStorage']['args']): Promise<SnapshotInfo> {
-    const { id, storagePath, limitBytes } = args;
-    const held = this.#snapshots.get(id);
-    if (held === undefined || held.threads.length === 1) return await this.#having(id)[0]!.call('appendStorage', args);
-    if (storagePath !== null) refuseOnePlace(storagePath);
-    const parts = this.#disksByThread(held.disks, held.threads);
+  async #appendStorage({ id, storagePath, limitBytes }: IoCalls['appendStorage']['args']): Promise<SnapshotInfo> {
+    const parts = this.#partsOf(id);
+    if (parts.length > 1 && storagePath !== null) refuseOnePlace(storagePath);
     const limits = limitShares(limitBytes, parts);
     const infos: SnapshotInfo[] = [];
-    for (const [index, { thread }] of parts.entries()) {
-      infos.push(await this.#threads[thread]!.call('appendStorage', { id, storagePath, limitBytes: limits[index]! }));
+    for (const [index, part] of parts.entries()) {
+      const thread = this.#threads[part.thread]!;
+      infos.push(await thread.call('appendStorage', { id: part.id, storagePath, limitBytes: limits[index]! }));
     }
-    return merged(infos, held);
+    return this.#merged(infos)[0]!;
   }
 
   #merged(infos: readonly SnapshotInfo[]): SnapshotInfo[] {
@@ -376,8 +405,8 @@ export class IoThreads {
       const held = this.#snapshots.get(id);
       // Null: it is just being taken or destroyed.
       if (held === undefined) return [];
-      if (held.threads.length === 1) return parts;
-      return held.heldMs === null || parts.length < held.threads.length ? [] : [merged(parts, held)];
+      if (held.parts.length === 1) return parts;
+      return held.heldMs === null || parts.length < held.parts.length ? [] : [merged(parts, held)];
     });
   }
 }

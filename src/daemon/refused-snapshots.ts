@@ -2,11 +2,11 @@
  *  destroys them; until then their files stay as they are. */
 
 import type { BlksnapError } from '../util/errors.ts';
-import type { FoundJournal } from './journals.ts';
+import type { FoundSnapshot } from './persistent-memo.ts';
 import type { SnapshotView } from './views.ts';
 
 interface Refused {
-  readonly journal: FoundJournal;
+  readonly found: FoundSnapshot;
   readonly cause: BlksnapError;
 }
 
@@ -17,13 +17,13 @@ export class RefusedSnapshots {
     return this.#byId.size;
   }
 
-  add(journal: FoundJournal, cause: BlksnapError): void {
-    this.#byId.set(journal.id, { journal, cause });
+  add(found: FoundSnapshot, cause: BlksnapError): void {
+    this.#byId.set(found.whole.id, { found, cause });
   }
 
   /** Undefined for one that is not here. */
-  get(id: string): FoundJournal | undefined {
-    return this.#byId.get(id)?.journal;
+  get(id: string): FoundSnapshot | undefined {
+    return this.#byId.get(id)?.found;
   }
 
   forget(id: string): void {
@@ -35,16 +35,21 @@ export class RefusedSnapshots {
   }
 }
 
-function view({ journal: { id, path, plan }, cause: { code, message } }: Refused): SnapshotView {
+function view({ found: { whole, journals }, cause: { code, message } }: Refused): SnapshotView {
+  const [first] = journals;
+  const places = journals.flatMap(({ plan }) => (plan === null ? [] : [plan.place]));
   return {
-    id,
-    createdAt: new Date(plan?.plannedAt ?? 0).toISOString(),
+    id: whole.id,
+    createdAt: new Date(first?.plan?.plannedAt ?? 0).toISOString(),
     heldMs: 0,
     freeze: null,
-    storagePath: plan?.place.path ?? path,
-    places: plan === null ? [] : [{ path: plan.place.path, limitBytes: plan.place.limitBytes }],
+    storagePath: places[0]?.path ?? first!.path,
+    places: places.map(({ path, limitBytes }) => ({ path, limitBytes })),
     usedBytes: 0,
-    limitBytes: plan?.place.limitBytes ?? null,
+    limitBytes: places.reduce<number | null>(
+      (sum, { limitBytes }) => (sum === null || limitBytes === null ? null : sum + limitBytes),
+      places.length === 0 ? null : 0,
+    ),
     leaseMs: null,
     persistent: true,
     failure: { code, message },

@@ -4,10 +4,12 @@
 import fs from 'node:fs';
 import { MEMORY_STORAGE } from '../blksnap/storage-place.ts';
 import { BlksnapError } from '../util/errors.ts';
-import type { IoCalls, SnapshotInfo } from './io-protocol.ts';
+import type { SnapshotInfo } from './io-protocol.ts';
 
 export interface SnapshotPart {
   readonly thread: number;
+  /** The snapshot's own, or, where the part is persistent, another. */
+  readonly id: string;
   readonly disks: readonly string[];
 }
 
@@ -17,16 +19,6 @@ export function refuseOnePlace(path: string): void {
   throw new BlksnapError(
     'EINVAL',
     `Cannot keep the snapshot in "${path}": its disks live on several I/O threads, and each needs a file of its own; name a directory or :memory:`,
-  );
-}
-
-/** One journal cannot be kept by several threads. Errors: EOPNOTSUPP. */
-export function refusePersistent({ disks, journalPath }: IoCalls['createSnapshot']['args']): void {
-  if (journalPath === undefined) return;
-  throw new BlksnapError(
-    'EOPNOTSUPP',
-    `Cannot take a persistent snapshot of ${disks.join(', ')} together: they live on several I/O threads; ` +
-      'start the daemon with --io-threads 1, or take one of each disk',
   );
 }
 

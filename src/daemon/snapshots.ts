@@ -20,10 +20,15 @@ import type { KernelDevices } from './kernel-devices.ts';
 import type { IoCalls, SnapshotInfo } from './io-protocol.ts';
 import type { FoundJournal } from './journals.ts';
 import { Leases } from './leases.ts';
+import { foundSnapshots, wholeOf } from './persistent-memo.ts';
+import type { FoundSnapshot } from './persistent-memo.ts';
 import { PreparedSnapshots } from './prepared-snapshots.ts';
 import { RefusedSnapshots } from './refused-snapshots.ts';
 import type { SnapshotRequest } from './requests.ts';
 import type { EventView, ImageView, PreparedView, SnapshotView } from './views.ts';
+
+/** Of bringing a part of a snapshot back. */
+type Outcome = 'back' | 'unfinished' | BlksnapError;
 
 export class Snapshots {
   readonly #host: Host;
@@ -55,31 +60,59 @@ export class Snapshots {
   /** Brings persistent snapshots back, before anybody can write to their disks. One that cannot be is shown with the
    *  reason. */
   async restore(journals: readonly FoundJournal[]): Promise<void> {
-    for (const journal of journals) await this.#restore(journal);
+    const outcomes = new Map<string, Outcome>();
+    // Of each disk in the order of their takes, whatever snapshots they are parts of.
+    for (const journal of journals) outcomes.set(journal.id, await this.#restore(journal));
+    for (const found of foundSnapshots(journals)) await this.#settle(found, outcomes);
   }
 
-  async #restore(journal: FoundJournal): Promise<void> {
+  async #restore(journal: FoundJournal): Promise<Outcome> {
     const { id, path: journalPath, plan } = journal;
     try {
       if (plan === null) throw new BlksnapError('EBADMSG', `Cannot use journal "${journalPath}": it has no plan`);
       const disks = plan.disks.map(({ name }) => name);
-      const info = await this.#host.io.call('restoreSnapshot', { id, journalPath, disks });
-      if (info !== null) this.#events.open(id);
-      this.#host.log.info({ snapshot: id, disks }, info === null ? 'unfinished snapshot removed' : 'snapshot is back');
+      const info = await this.#host.io.call('restoreSnapshot', { id, journalPath, disks, whole: wholeOf(journal) });
+      return info === null ? 'unfinished' : 'back';
     } catch (cause) {
-      const error = toBlksnapError(cause);
-      this.#host.log.error({ snapshot: id, error: error.message }, 'snapshot cannot be brought back');
-      this.#refused.add(journal, error);
-      this.#events.open(id);
-      const event = {
-        time: new Date().toISOString(),
-        snapshotId: id,
-        error: error.code,
-        usedBytes: 0,
-        limitBytes: null,
-      };
-      for (const { name } of plan?.disks ?? []) this.#events.push({ ...event, disk: name, code: 'corrupted' });
+      return toBlksnapError(cause);
     }
+  }
+
+  /** All parts are back, or none. */
+  async #settle(found: FoundSnapshot, outcomes: ReadonlyMap<string, Outcome>): Promise<void> {
+    const { id, disks, parts } = found.whole;
+    const of = parts.map((part) => outcomes.get(part));
+    const { log, io } = this.#host;
+    if (of.includes('unfinished')) {
+      if (of.includes('back')) await io.call('destroySnapshot', { id });
+      for (const { id: part, path: journalPath } of found.journals)
+        if (outcomes.get(part) instanceof BlksnapError) await io.call('discardSnapshot', { journalPath });
+      log.info({ snapshot: id, disks }, 'unfinished snapshot removed');
+      return;
+    }
+    this.#events.open(id);
+    const missing = parts.find((part) => !outcomes.has(part));
+    const failed = of.find((outcome) => outcome instanceof BlksnapError);
+    const error =
+      missing === undefined
+        ? failed
+        : new BlksnapError('ESTALE', `Cannot bring the snapshot back: its journal ${missing} is missing`);
+    if (error === undefined) {
+      log.info({ snapshot: id, disks }, 'snapshot is back');
+      return;
+    }
+    if (of.includes('back')) await io.call('letGoSnapshot', { id });
+    this.#refuse(found, error);
+  }
+
+  #refuse(found: FoundSnapshot, error: BlksnapError): void {
+    const { id } = found.whole;
+    this.#host.log.error({ snapshot: id, error: error.message }, 'snapshot cannot be brought back');
+    this.#refused.add(found, error);
+    const event = { time: new Date().toISOString(), snapshotId: id, error: error.code, usedBytes: 0, limitBytes: null };
+    const planned = found.journals.flatMap(({ plan }) => plan?.disks.map(({ name }) => name) ?? []);
+    for (const disk of new Set([...planned, ...found.whole.disks.map(wholeDisk)]))
+      this.#events.push({ ...event, disk, code: 'corrupted' });
   }
 
   /** Takes an event from the I/O thread. */
@@ -232,8 +265,8 @@ export class Snapshots {
   }
 
   /** Gives up one that could not be brought back, and its files. */
-  async #discard({ id, path: journalPath }: FoundJournal): Promise<void> {
-    await this.#host.io.call('discardSnapshot', { journalPath });
+  async #discard({ whole: { id }, journals }: FoundSnapshot): Promise<void> {
+    for (const { path: journalPath } of journals) await this.#host.io.call('discardSnapshot', { journalPath });
     this.#refused.forget(id);
     this.#events.close(id);
     this.#host.log.info({ snapshot: id }, 'snapshot destroyed');
