@@ -1,9 +1,11 @@
 /** Mapped devices as disks of a daemon: served, tracked, snapshotted, replaced under use, and back after a restart. */
 
+import { execFileSync, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { ApiWorld } from '../../test/api-world.ts';
+import { requirePrograms, requireRoot } from '../../test/requirements.ts';
 import { ERRNO } from '../util/errors.ts';
 import { MIB } from '../util/units.ts';
 import type { Client } from './client.ts';
@@ -70,6 +72,32 @@ describe('a mapped device', () => {
     await client.removeMapped('other');
     await client.detach('m');
     expect(await world.fill(uri, 0, 1)).toBe(0);
+  });
+
+  it('has no storage on what it lies on: a file, a disk, a file behind a redirected range', async (context) => {
+    requireRoot(context);
+    requirePrograms(context, 'losetup', 'mkfs.ext4');
+    const shell = (program: string, ...words: string[]): string => execFileSync(program, words, { encoding: 'utf8' });
+    const file = world.file('backing.img', 16 * MIB);
+    shell('mkfs.ext4', '-q', file);
+    await attach('a');
+    await client.createMapped({ name: 'm', table: `0 2048 linear ${file} 0` });
+    await client.createMapped({ name: 'on-m', table: '0 1024 linear m 0' });
+    await client.remap({ disk: 'a', offset: 0, length: 4096, to: 'on-m', at: 0, copy: false });
+    // A filesystem on a loop device over the file.
+    const directory = path.join(world.directory, 'mounted');
+    fs.mkdirSync(directory);
+    const device = shell('losetup', '--find', '--show', file).trim();
+    try {
+      shell('mount', device, directory);
+      for (const disk of ['m', 'on-m', 'a']) {
+        const refused = client.createSnapshot({ disks: [disk], storage: directory });
+        await expect(refused).rejects.toThrow(new RegExp(`lies on disk "${disk}"`));
+      }
+    } finally {
+      spawnSync('umount', [directory]);
+      shell('losetup', '--detach', device);
+    }
   });
 
   it('cannot lie on itself', async () => {

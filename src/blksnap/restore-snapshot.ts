@@ -55,7 +55,7 @@ export async function restoreSnapshot(
     const content = await readJournal(reactor, place);
     if (content.taken === null) return null;
     const trackers = content.plan.disks.map(({ name }, disk) => trustedTracker(tracker, content, { name, disk }));
-    const origins = trackers.map(({ disk, originPath }) => ({ name: disk.name, path: originPath }));
+    const origins = trackers.flatMap((each) => each.origins);
     for (const [number, { path, limitBytes, ...rest }] of content.places.entries()) {
       const used = content.used[number]!;
       const { portionBytes } = context;

@@ -401,7 +401,7 @@ function forget({ id, images, storage }: Snapshot, journal: Journal): void {
 }
 
 function originsOf(trackers: readonly Tracker[]): Origin[] {
-  return trackers.map(({ disk, originPath }) => ({ name: disk.name, path: originPath }));
+  return trackers.flatMap(({ origins }) => origins);
 }
 
 function checkOrigins(trackers: readonly Tracker[]): void {

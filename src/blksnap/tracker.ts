@@ -15,6 +15,7 @@ import type { TrackingLimits } from './cbt-map.ts';
 import { CopyOnWrite } from './copy-on-write.ts';
 import type { AreaJournal, DiffArea } from './diff-area.ts';
 import { DEFAULT_PARAMETERS } from './parameters.ts';
+import type { Origin } from './origin-guard.ts';
 import type { Parameters } from './parameters.ts';
 
 export const TRACKER_NAME = 'blksnap';
@@ -29,6 +30,8 @@ export interface TrackerOptions {
   readonly mapPath: string | null;
   /** The origin's path, to notice writes made while it was not attached; null where there is none. */
   readonly originPath: string | null;
+  /** Paths of what the disk lies on, where that changes; default: the origin's. */
+  readonly liesOn?: (() => readonly string[]) | undefined;
   /** As in CbtMapOptions. */
   readonly originPrivate?: boolean;
   readonly parameters?: Parameters;
@@ -58,6 +61,13 @@ export class Tracker extends BlockFilter {
   /** The origin's path, or null where it has none. */
   get originPath(): string | null {
     return this.#options.originPath;
+  }
+
+  /** For the guards: whatever its data lies on now. */
+  get origins(): Origin[] {
+    const { liesOn, originPath } = this.#options;
+    const { name } = this.disk;
+    return [originPath, ...(liesOn?.() ?? [])].map((path) => ({ name, path }));
   }
 
   get disk(): Disk {

@@ -207,10 +207,7 @@ export class IoService {
   async #attach(args: IoCalls['attach']['args']): Promise<DiskInfo> {
     const { path: file, readOnly, direct } = args;
     this.#mapped.checkAttach(args.name);
-    const attached = [...this.#served.values()].map(({ disk, tracker }) => ({
-      name: disk.name,
-      path: tracker.originPath,
-    }));
+    const attached = [...this.#served.values()].flatMap(({ tracker }) => tracker.origins);
     refuseSharedOrigin(file, attached);
     const device = await openDevice(file, { reactor: this.#reactor, readOnly, direct });
     return await this.#serve(args.name, device, {
@@ -259,7 +256,9 @@ export class IoService {
     try {
       const { cbtPath: mapPath, originPath, originPrivate = false } = options;
       const memory = { reactor: this.#reactor, pool: this.#pool, copyMemory: this.#copyMemory };
-      const tracker = new Tracker({ ...memory, mapPath, originPath, originPrivate, parameters: this.#parameters });
+      const liesOn = (): string[] => this.#mapped.pathsUnder(name);
+      const parameters = this.#parameters;
+      const tracker = new Tracker({ ...memory, mapPath, originPath, liesOn, originPrivate, parameters });
       await disk.attachFilter(tracker);
       const { filters = [] } = options;
       for (const filter of filters.filter(({ partition }) => partition === null))

@@ -168,12 +168,23 @@ export class MappedDisks {
 
   /** Whether bios to one device may come to the other. */
   #reaches(from: string, to: string): boolean {
-    if (from === to) return true;
-    const name = from.replace(/^disk /, '');
-    const mapped = from.startsWith('disk ') ? this.#devices.get(name) : undefined;
-    const below = [...(mapped?.live ?? []), ...(mapped?.inactive?.claims ?? [])].map(({ root }) => root);
-    const redirected = this.#remaps.filter(({ disk }) => from === `disk ${disk}`).map((remap) => `disk ${remap.to}`);
-    return [...below, ...redirected].some((next) => this.#reaches(next, to));
+    return from === to || this.#below(from).some((next) => this.#reaches(next, to));
+  }
+
+  #below(root: string): string[] {
+    const mapped = root.startsWith('disk ') ? this.#devices.get(root.slice('disk '.length)) : undefined;
+    const roots = [...(mapped?.live ?? []), ...(mapped?.inactive?.claims ?? [])].map((claim) => claim.root);
+    const redirected = this.#remaps.filter(({ disk }) => root === `disk ${disk}`).map(({ to }) => `disk ${to}`);
+    return [...roots, ...redirected];
+  }
+
+  /** Paths of the files and devices that a disk's data lies on by tables and redirections. */
+  pathsUnder(name: string): string[] {
+    return this.#below(`disk ${name}`).flatMap((root) => {
+      if (root.startsWith('path ')) return [root.slice('path '.length)];
+      const below = root.slice('disk '.length);
+      return [this.#host.tracker(below).originPath ?? [], this.pathsUnder(below)].flat();
+    });
   }
 
   async load({ name, table, sameData }: IoCalls['dmLoad']['args']): Promise<void> {
