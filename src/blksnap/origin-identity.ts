@@ -37,7 +37,8 @@ export function originIdentity(path: string): OriginIdentity {
   };
 }
 
-function sysfsDirectory(rdev: number): string {
+/** Where the kernel tells of a block device, whatever its node is called. */
+export function sysfsDirectory(rdev: number): string {
   const major = ((rdev >>> 8) & 0xfff) | (Math.floor(rdev / 2 ** 32) & ~0xfff);
   const minor = (rdev & 0xff) | ((rdev >>> 12) & 0xfff00);
   return `/sys/dev/block/${major}:${minor}`;

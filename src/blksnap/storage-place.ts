@@ -2,6 +2,7 @@
  *  unused kernel device, or memory. Exclusively: nothing that somebody else uses, or that has content. */
 
 import fs from 'node:fs';
+import { sysfsDirectory } from './origin-identity.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { onTmpfs, openUnnamed } from '../io/files.ts';
 import { ALLOCATE_PUNCH_HOLE, completed } from '../io/reactor.ts';
@@ -112,6 +113,11 @@ export function reopenStoragePlace(
 
 function openStorageDevice(path: string): StoragePlace {
   const fd = fs.openSync(path, O_RDWR | O_EXCL);
-  const sectors = fs.readFileSync(`/sys/class/block/${fs.realpathSync(path).split('/').at(-1)}/size`, 'utf8');
-  return { fd, owned: null, given: false, kind: 'device', sizeBytes: Number(sectors) * 512 };
+  try {
+    const sectors = fs.readFileSync(`${sysfsDirectory(fs.fstatSync(fd).rdev)}/size`, 'utf8');
+    return { fd, owned: null, given: false, kind: 'device', sizeBytes: Number(sectors) * 512 };
+  } catch (cause) {
+    fs.closeSync(fd);
+    throw cause;
+  }
 }

@@ -17,7 +17,7 @@ import { assert } from '../../src/util/assert.ts';
 import { MIB } from '../../src/util/units.ts';
 
 const BLKSNAP = path.join(import.meta.dirname, '../../bin/blksnap');
-const READY_TIMEOUT_MS = 15_000;
+const READY_TIMEOUT_MS = 60_000;
 const STOP_TIMEOUT_MS = 10_000;
 
 export interface Outcome {
