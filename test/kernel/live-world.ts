@@ -37,18 +37,24 @@ function pipe(input: string, program: string, ...args: readonly string[]): strin
 }
 
 /** A file system of a volume: how it is made, mounted and checked. */
-interface FileSystem {
+export interface FileSystem {
   readonly mkfs: readonly string[];
   readonly fsck: readonly string[];
   /** Options for a second one of its UUID. */
   readonly twice: readonly string[];
 }
 
-const EXT4: FileSystem = {
+export const EXT4: FileSystem = {
   mkfs: ['mkfs.ext4', '-q', '-F', '-b', '1024', '-E', 'lazy_itable_init=0,lazy_journal_init=0'],
   fsck: ['fsck.ext4', '-fn'],
   twice: [],
 };
+export const XFS: FileSystem = {
+  mkfs: ['mkfs.xfs', '-q', '-f'],
+  fsck: ['xfs_repair', '-n'],
+  twice: ['-o', 'nouuid'],
+};
+
 /** How a volume is made: by this table, or as the function does it. */
 type Making = string | ((volume: string) => void);
 
