@@ -16,7 +16,8 @@ export function addAboutCommands(program: Command): void {
 
 function version(options: CommonOptions): void {
   if (options.json) printJson({ version: VERSION, node: process.versions.node });
-  else printLine(VERSION);
+  // Major, minor, revision, build: the form of the kernel module's console tool. We number no builds.
+  else printLine(`${VERSION}.0`);
 }
 
 async function openApi(options: CommonOptions): Promise<void> {
