@@ -39,8 +39,12 @@ export function forgetKept({ persistent }: Machine, kept: Kept): void {
 }
 
 /** A place of its own for the next piece of storage, as large as the weather has it. */
-export function drawPlace({ reactor, machine }: World, kept: Kept, random: Prng): DiffStorageOptions {
-  const { storagePages } = machine.weather;
+export function drawPlace(
+  { reactor, machine }: World,
+  kept: Kept,
+  random: Prng,
+  storagePages = machine.weather.storagePages,
+): DiffStorageOptions {
   const path = `sim:${kept.places.size}`;
   const file = new VirtualFile({ name: 'storage', size: 0, capacityPages: storagePages, logged: true });
   kept.places.set(path, file);

@@ -18,6 +18,9 @@ const SECTOR = 512;
 const MOST_SNAPSHOTS = 4;
 const MOST_CLIENTS = 3;
 const MOST_CONNECTIONS = 12;
+const MOST_TURNS = 400;
+/** Of a place that soon is full. */
+const FEW_PAGES = 20;
 
 export const STEPS = [
   'traffic',
@@ -196,10 +199,13 @@ function destroy(world: World, flow: Traffic, random: Prng): void {
 
 /** The storage of a snapshot gets another place, with traffic before and after the first is full. */
 async function append(world: World, random: Prng): Promise<void> {
+  if (world.machine.weather.storagePages === Infinity) {
+    if (world.held.size === MOST_SNAPSHOTS) await world.reactor.until(world.destroy([...world.held.keys()][0]!));
+    await world.reactor.until(take(world, random, FEW_PAGES));
+  }
   // The newest is the one that copies go to.
   const snapshot = [...world.held.keys()].at(-1);
-  const { storagePages } = world.machine.weather;
-  if (snapshot === undefined || storagePages === Infinity) return;
+  if (snapshot === undefined) return;
   world.reactor.clock.calm++;
   const kept = world.kept.get(snapshot);
   const place = kept === undefined ? drawStorage(world, random) : drawPlace(world, kept, random);
@@ -313,6 +319,11 @@ async function writeToHole(world: World, flow: Traffic, random: Prng): Promise<v
   flow.change(owner, range, { random, discards: false });
 }
 
+async function somethingEnds(world: World, flow: Traffic): Promise<void> {
+  const before = flow.underWay;
+  for (let turns = 0; turns < MOST_TURNS && flow.underWay >= before && before > 0; turns++) await world.reactor.turn();
+}
+
 /** The daemon is killed, or the machine stops, in the middle of traffic; then it is started again. */
 async function die(world: World, random: Prng, power: boolean): Promise<World> {
   const flow = new Traffic(world);
@@ -324,7 +335,9 @@ async function die(world: World, random: Prng, power: boolean): Promise<World> {
     random.below(world.machine.weather.persistent > 0 ? 4 : 20),
     random.chance(0.3) ? 'take' : random.chance(0.3) ? 'destroy' : random.chance(0.5) ? 'backup' : undefined,
   );
-  for (let turns = random.below(40); turns > 0; turns--) await world.reactor.turn();
+  // As soon as something was answered is when it must have been recorded.
+  if (world.machine.weather.persistent > 0 && random.chance(0.5)) await somethingEnds(world, flow);
+  else for (let turns = random.below(40); turns > 0; turns--) await world.reactor.turn();
   flow.abandon();
   await world.die(power);
   // Its clients live on, and hear of it.

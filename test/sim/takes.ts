@@ -26,7 +26,8 @@ interface Planned {
   readonly maybe: Change[];
 }
 
-export async function take(world: World, random: Prng): Promise<void> {
+/** `pages`: of its storage, where there is less of it than the weather has. */
+export async function take(world: World, random: Prng, pages = world.machine.weather.storagePages): Promise<void> {
   const { disks, machine, set } = world;
   const chosen = disks.filter(() => random.chance(0.6));
   if (chosen.length === 0) chosen.push(disks[0]!);
@@ -44,7 +45,7 @@ export async function take(world: World, random: Prng): Promise<void> {
   const snapshot = await set
     .create(
       chosen.map(({ tracker }) => tracker),
-      kept === null ? drawStorage(world, random) : drawPlace(world, kept, random),
+      kept === null ? drawStorage(world, random, pages) : drawPlace(world, kept, random, pages),
       kept === null ? {} : { persistent: { open: () => journalPlace(world, kept), memo: null } },
     )
     .finally(() => heard.forEach((stop) => stop()))
@@ -84,8 +85,11 @@ export async function take(world: World, random: Prng): Promise<void> {
 }
 
 /** A place of its own, as large as the weather has it. */
-export function drawStorage({ reactor, machine, places }: World, random: Prng): DiffStorageOptions {
-  const { storagePages } = machine.weather;
+export function drawStorage(
+  { reactor, machine, places }: World,
+  random: Prng,
+  storagePages = machine.weather.storagePages,
+): DiffStorageOptions {
   const file = new VirtualFile({ name: 'storage', size: 0, capacityPages: storagePages });
   places.push(file);
   if (places.length > PLACES) places.shift();

@@ -47,8 +47,8 @@ export class Traffic {
     this.#world = world;
   }
 
-  get idle(): boolean {
-    return this.#running.size === 0;
+  get underWay(): number {
+    return this.#running.size;
   }
 
   /** Resolves when all that was started has ended; rejects with what was wrong. */
