@@ -65,6 +65,14 @@ class Piece implements BioOwner, Completion {
   }
 }
 
+export interface SnapshotImageOptions {
+  readonly name: string;
+  readonly reactor: Reactor;
+  readonly pool: BioPool;
+  /** Has `step` of the image called at the end of the reactor's turn. */
+  readonly stepLater: (image: SnapshotImage) => void;
+}
+
 export class SnapshotImage implements BlockDevice {
   readonly name: string;
   readonly size: number;
@@ -84,12 +92,14 @@ export class SnapshotImage implements BlockDevice {
   readonly #stepping = new BioQueue();
   #steppedBytes = 0;
   #inStep = false;
+  readonly #stepLater: (image: SnapshotImage) => void;
   #inFlight = 0;
   #closed = false;
   #idle: (() => void) | null = null;
 
-  constructor(tracker: Tracker, area: DiffArea, name: string, reactor: Reactor, pool: BioPool) {
+  constructor(tracker: Tracker, area: DiffArea, { name, reactor, pool, stepLater }: SnapshotImageOptions) {
     const { disk } = tracker;
+    this.#stepLater = stepLater;
     this.name = name;
     // Not the disk's: that may have changed since the take.
     this.size = area.size;
@@ -175,15 +185,15 @@ export class SnapshotImage implements BlockDevice {
     bio.waiting = 1;
     if (bio.length > STEP_BYTES && this.#reactor.now() - this.tracker.cbt.lastMarkMs < WRITTEN_MS) {
       this.#stepping.push(bio);
-      this.#step();
+      this.step();
       return;
     }
     this.#readRange(bio, bio.offset, bio.length, bio.at);
     this.#pieceEnded(bio, 0);
   }
 
-  /** Starts the next step of the first stepping read, as soon as nothing of it is under way. */
-  #step(): void {
+  /** Starts the next step of the first stepping read when nothing of it is under way. What takes no I/O is no step. */
+  step(): void {
     if (this.#inStep) return;
     this.#inStep = true;
     for (let bio = this.#stepping.peek(); bio?.waiting === 1; bio = this.#stepping.peek()) {
@@ -204,7 +214,8 @@ export class SnapshotImage implements BlockDevice {
   #pieceEnded(parent: Bio, status: number): void {
     if (status !== 0) parent.status = status;
     if (--parent.waiting > 0) {
-      if (parent === this.#stepping.peek()) this.#step();
+      // One step a turn: the writes that came meanwhile go first.
+      if (parent.waiting === 1 && parent === this.#stepping.peek() && !this.#inStep) this.#stepLater(this);
       return;
     }
     parent.end(this.area.brokenBy !== 0 ? ERRNO.EIO : parent.status);

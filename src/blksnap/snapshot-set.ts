@@ -65,13 +65,16 @@ export class SnapshotSet {
   /** The disks of takes that are under way. */
   readonly #taking = new Set<readonly Tracker[]>();
   readonly #storages = new Map<DiffStorage, Use>();
+  /** Images whose next step is due. */
+  #stepping: SnapshotImage[] = [];
+  #spareStepping: SnapshotImage[] = [];
   /** Of the newest persistent snapshot. */
   #order = 0;
 
   constructor(options: SnapshotSetOptions) {
     this.#o = options;
     this.#parameters = options.parameters ?? DEFAULT_PARAMETERS;
-    options.reactor.onTurnEnd(() => this.#flush());
+    options.reactor.onTurnEnd(() => this.#turnEnded());
   }
 
   list(): Snapshot[] {
@@ -214,10 +217,11 @@ export class SnapshotSet {
     { createdAt, heldMs }: { readonly createdAt: number; readonly heldMs: number },
   ): Snapshot {
     const { reactor, pool } = this.#o;
+    const stepLater = (image: SnapshotImage): void => void this.#stepping.push(image);
     const images = disks.map(({ tracker, area }) => {
       tracker.onBroken = (broken, errno) => this.#broken(tracker, broken, errno);
       tracker.onLeave = (leaving) => this.#leave(leaving);
-      return new SnapshotImage(tracker, area, `${tracker.disk.name}@${id}`, reactor, pool);
+      return new SnapshotImage(tracker, area, { name: `${tracker.disk.name}@${id}`, reactor, pool, stepLater });
     });
     const snapshot = new Snapshot({ id, createdAt, images, storage, heldMs, journal });
     this.#snapshots.set(id, snapshot);
@@ -360,6 +364,15 @@ export class SnapshotSet {
     this.#storages.delete(area.storage);
     await area.storage.close(keep);
     await use.journal?.close();
+  }
+
+  #turnEnded(): void {
+    this.#flush();
+    const due = this.#stepping;
+    this.#stepping = this.#spareStepping;
+    for (let i = 0; i < due.length; i++) due[i]!.step();
+    due.length = 0;
+    this.#spareStepping = due;
   }
 
   #flush(): void {
