@@ -6,7 +6,7 @@
  *
  *      const distant = new Client({ url: 'https://host:10811', tokenFile: '/etc/token', caFile: '/etc/ca-cert.pem' });
  *
- *  Every method fails with the BlksnapError that the daemon reported; ECONNREFUSED when none runs. */
+ *  Every method fails with the BlksnapError that the daemon reported; ECONNREFUSED when none runs, ETIMEDOUT when it is silent. */
 
 import http from 'node:http';
 import https from 'node:https';
@@ -22,6 +22,7 @@ import type {
   SnapshotView,
   StatusView,
 } from '../daemon/views.ts';
+import { cancellation } from '../util/cancel.ts';
 import { BlksnapError, ERRNO, toBlksnapError } from '../util/errors.ts';
 import type { ErrorCode } from '../util/errors.ts';
 import type { mappedRequest, messageRequest, remapRequest, tableRequest, unmapRequest } from './dm-schema.ts';
@@ -33,6 +34,7 @@ import type {
   snapshotRequest,
   storageRequest,
 } from './schema.ts';
+import { endWhenSilent } from './silence.ts';
 import { openTransport } from './transport.ts';
 import type { ClientOptions, Transport } from './transport.ts';
 
@@ -47,6 +49,13 @@ export type {
   SnapshotView,
   StatusView,
 };
+
+interface Head {
+  readonly method: string;
+  readonly path: string;
+  readonly headers?: http.OutgoingHttpHeaders;
+  readonly signal?: AbortSignal;
+}
 
 interface Request {
   readonly method: string;
@@ -64,10 +73,12 @@ const NOBODY_THERE = new Set(['ENOENT', 'ECONNREFUSED', 'ENOTDIR']);
 
 export class Client {
   readonly #transport: Transport;
+  readonly #signal: AbortSignal | undefined;
 
   /** Errors: as `openTransport`. */
   constructor(options: ClientOptions = {}) {
     this.#transport = openTransport(options);
+    this.#signal = options.signal;
   }
 
   /** The daemon's NBD socket for its owner, where no TLS is asked for. Errors: EOPNOTSUPP over TCP. */
@@ -306,7 +317,7 @@ export class Client {
         }
       }
     } catch (cause) {
-      if (options.signal?.aborted !== true) throw toBlksnapError(cause, 'Lost the daemon');
+      if (options.signal?.aborted !== true) throw this.#failure(cause, 'Lost the daemon');
     }
   }
 
@@ -321,7 +332,7 @@ export class Client {
     try {
       return await collect(response);
     } catch (cause) {
-      throw toBlksnapError(cause, `The daemon at ${this.#transport.place} ended while it answered`);
+      throw this.#failure(cause, `The daemon at ${this.#transport.place} ended while it answered`);
     }
   }
 
@@ -335,26 +346,24 @@ export class Client {
         ? {}
         : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(payload) }),
     };
+    const signals = [signal, this.#signal].filter((one) => one !== undefined);
     const response = await new Promise<http.IncomingMessage>((resolve, reject) => {
-      const options = {
-        ...this.#transport.request,
-        method,
-        path,
-        headers: { ...this.#transport.headers, ...headers },
-        agent: false,
-        ...(signal ? { signal } : {}),
-      };
-      (this.#transport.isSecure ? https : http)
-        .request(options, resolve)
-        .once('error', (cause) => reject(this.#unreachable(cause)))
-        .end(payload);
+      const sent = this.#open({ method, path, headers, signal: AbortSignal.any(signals) });
+      sent.once('response', resolve).on('error', (cause) => reject(this.#unreachable(cause)));
+      sent.end(payload);
+      const ask = (): http.ClientRequest => this.#open({ method: 'HEAD', path: '/' }).end();
+      endWhenSilent(sent, { place: this.#transport.place, ask });
     });
     if (response.statusCode !== undefined && response.statusCode < 300) return response;
     throw reported(Buffer.from(await collect(response)).toString());
   }
 
+  #open({ headers, ...head }: Head): http.ClientRequest {
+    const { request, headers: own, isSecure } = this.#transport;
+    return (isSecure ? https : http).request({ ...request, ...head, headers: { ...own, ...headers }, agent: false });
+  }
+
   #unreachable(cause: NodeJS.ErrnoException): BlksnapError {
-    if (cause.name === 'AbortError') return new BlksnapError('ECANCELED', 'Cancelled');
     if (NOBODY_THERE.has(cause.code ?? '')) {
       return new BlksnapError(
         'ECONNREFUSED',
@@ -365,7 +374,13 @@ export class Client {
       );
     }
     const next = /CERT|SIGNATURE/.test(cause.code ?? '') ? "; name its authority's certificate with --api-ca" : '';
-    return toBlksnapError(cause, `Cannot reach the daemon at ${this.#transport.place}${next}`);
+    return this.#failure(cause, `Cannot reach the daemon at ${this.#transport.place}${next}`);
+  }
+
+  /** `action` is for what the daemon has not said itself. */
+  #failure(cause: unknown, action: string): BlksnapError {
+    if ((cause as Error).name === 'AbortError') return cancellation(this.#signal);
+    return cause instanceof BlksnapError ? cause : toBlksnapError(cause, action);
   }
 }
 

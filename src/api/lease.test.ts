@@ -22,7 +22,7 @@ it('goes when nobody renews it; one without a lease, and a renewed one, stay', a
   const { id: renewed } = await client.createSnapshot({ disks: ['disk'], leaseMs: LEASE_MS });
   const abandoned = await client.createSnapshot({ disks: ['disk'], leaseMs: LEASE_MS });
   expect(abandoned.leaseMs).toBe(LEASE_MS);
-  const keeper = new LeaseKeeper(client, renewed, LEASE_MS);
+  const keeper = new LeaseKeeper(client, renewed, { leaseMs: LEASE_MS });
   const held = async (): Promise<string[]> => (await client.snapshots()).map(({ id }) => id).sort();
   try {
     const deadline = performance.now() + DEADLINE_MS;

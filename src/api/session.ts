@@ -45,7 +45,8 @@ export class SnapshotSession {
   private constructor(client: Client, snapshot: SnapshotView) {
     this.#client = client;
     this.snapshot = snapshot;
-    this.#lease = snapshot.leaseMs === null ? null : new LeaseKeeper(client, snapshot.id, snapshot.leaseMs);
+    this.#lease =
+      snapshot.leaseMs === null ? null : new LeaseKeeper(client, snapshot.id, { leaseMs: snapshot.leaseMs });
     this.#heard = this.#listen();
   }
 

@@ -17,6 +17,8 @@ export interface ClientOptions {
   readonly tokenFile?: string | undefined;
   /** The certificate of the authority that signed the daemon's; default: those that Node trusts. */
   readonly caFile?: string | undefined;
+  /** Aborted: whatever is asked under way or later fails with ECANCELED. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 export interface Transport {

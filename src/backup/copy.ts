@@ -10,6 +10,7 @@ import type { BioPool } from '../block/bio.ts';
 import type { BlockDevice } from '../block/device.ts';
 import { NO_MEMORY } from '../io/arena.ts';
 import type { Reactor } from '../io/reactor.ts';
+import { cancellation, checkGoingOn } from '../util/cancel.ts';
 import { BlksnapError, errnoError, toBlksnapError } from '../util/errors.ts';
 import { isZero } from '../util/zeroes.ts';
 import { MIB, alignDown, alignUp } from '../util/units.ts';
@@ -104,8 +105,10 @@ class Copy {
     this.#reportedMs = this.#startMs;
   }
 
+  /** What fails after a cancel fails for it: its source may have been cut off. */
   fail(cause: unknown): void {
-    this.#error ??= toBlksnapError(cause);
+    const { signal } = this.#context;
+    this.#error ??= signal?.aborted === true ? cancellation(signal) : toBlksnapError(cause);
   }
 
   /** Goes through the extents of a range. A granule with any data in it is data. */
@@ -142,7 +145,7 @@ class Copy {
   }
 
   #checkGoingOn(): void {
-    if (this.#context.signal?.aborted === true) throw new BlksnapError('ECANCELED', 'Canceled');
+    checkGoingOn(this.#context.signal);
     if (this.#error !== null) throw this.#error;
   }
 

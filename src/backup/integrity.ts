@@ -6,7 +6,7 @@ import { NO_MEMORY } from '../io/arena.ts';
 import { borrow, readWhole } from '../io/files.ts';
 import type { Reactor } from '../io/reactor.ts';
 import { RangeChecksums } from '../util/checksum.ts';
-import { BlksnapError } from '../util/errors.ts';
+import { checkGoingOn } from '../util/cancel.ts';
 import { fileSize } from './durable.ts';
 import { chainOf } from './manifest.ts';
 import type { Manifest, RestorePoint } from './manifest.ts';
@@ -91,7 +91,7 @@ async function changedRanges(file: string, sums: FileSums, io: ReadThrough): Pro
   /** Reads one range after another, of those that nobody has read; the others are read while this one is looked at. */
   const reader = async (at: number): Promise<void> => {
     for (const index of indices) {
-      if (io.signal?.aborted === true) throw new BlksnapError('ECANCELED', 'Canceled');
+      checkGoingOn(io.signal);
       const range = rangeOf(sums, index);
       if ((await checksumAt({ fd, path: file }, at, range, io)) !== sums.checksums[index]) wrong.push(index);
     }

@@ -14,6 +14,7 @@ import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { formatSeconds, formatSize } from '../util/units.ts';
 import { connect } from './command.ts';
 import type { CommonOptions } from './command.ts';
+import { soonAfter } from './interrupt.ts';
 import { printError, printLine } from './output.ts';
 import { Progress } from './progress.ts';
 import { withReactor } from './with-reactor.ts';
@@ -30,34 +31,39 @@ export interface BackupOptions extends CommonOptions, HookOptions {
   readonly limit?: number;
 }
 
+/** How long a command that was interrupted, or has failed, waits for the daemon. */
+const CLEAN_UP_MS = 5000;
+
 /** Prints a line for each restore point: JSON or words. */
 export async function backUpDisks(names: readonly string[], options: BackupOptions): Promise<void> {
   const mode = modeOf(options);
   giveWay();
-  const client = await connect(options);
-  const { nbdSocket } = client;
-  const identities = new Map<string, string>();
-  for (const name of names) identities.set(name, (await client.disk(name)).path);
   await withReactor(async (context) => {
+    const client = await connect(options, soonAfter(context.signal, CLEAN_UP_MS));
+    const { nbdSocket } = client;
+    const identities = new Map<string, string>();
+    for (const name of names) identities.set(name, (await client.disk(name)).path);
     const snapshot = await takenSnapshot(client, names, options);
-    const lease = new LeaseKeeper(client, snapshot.id);
-    const letGo = async (): Promise<void> => {
+    const silence = new AbortController();
+    const lease = new LeaseKeeper(client, snapshot.id, { onSilence: (cause) => silence.abort(cause) });
+    const signal = AbortSignal.any([context.signal, silence.signal]);
+    const letGo = async (by: Client): Promise<void> => {
       lease.stop();
-      if (options.snapshot === undefined) await client.destroySnapshot(snapshot.id);
+      if (options.snapshot === undefined) await by.destroySnapshot(snapshot.id);
     };
     try {
       for (const name of names) {
         const readOnce = options.snapshot === undefined && !sharesItsDisk(name, names);
         const job = { nbdSocket, snapshot, name, identity: identities.get(name) ?? null, mode, readOnce };
-        const result = await backUpImage(client, job, { ...context, options });
+        const result = await backUpImage(client, job, { ...context, signal, options });
         report(name, snapshot, result, options.json ?? false);
       }
     } catch (cause) {
-      // What went wrong first is what counts: the daemon may be gone, and the snapshot with it.
-      await letGo().catch(() => {});
+      // What went wrong first is what counts: the daemon may be gone or silent, and the snapshot goes by its lease then.
+      await letGo(await connect(options, AbortSignal.timeout(CLEAN_UP_MS))).catch(() => {});
       throw cause;
     }
-    await letGo();
+    await letGo(client);
   });
 }
 
@@ -128,7 +134,7 @@ async function backUpImage(
     identity,
     generationId,
     changeNumber,
-    connect: (contexts) => NbdClient.connect({ reactor, address, exportName, contexts }),
+    connect: (contexts) => NbdClient.connect({ reactor, address, exportName, contexts, signal }),
     discardsWith: readOnce ? pool : undefined,
   });
   const progress = new Progress(options.json ?? false);
@@ -136,7 +142,7 @@ async function backUpImage(
   try {
     return await backUp(source, { reactor, pool, signal, directory: options.to, mode, onProgress: progress.update });
   } catch (cause) {
-    throw await explained(client, snapshot.id, name, toBlksnapError(cause));
+    throw signal.aborted ? cause : await explained(client, snapshot.id, name, toBlksnapError(cause));
   } finally {
     progress.end();
     await source.close();
@@ -145,7 +151,6 @@ async function backUpImage(
 
 /** A read error of an image says little when it is the snapshot that was lost. */
 async function explained(client: Client, id: string, name: string, failure: BlksnapError): Promise<BlksnapError> {
-  if (failure.code === 'ECANCELED') return failure;
   const now = await client.snapshot(id).catch(() => null);
   const error = now?.images.find(({ disk }) => disk === name)?.error ?? null;
   if (error === null) return failure;

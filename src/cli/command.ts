@@ -51,10 +51,10 @@ export function viaOption(): Option {
   );
 }
 
-/** A client of the daemon in the directory, or at the URL, that was given. */
-export async function connect({ dir, api, apiToken, apiCa }: CommonOptions): Promise<Client> {
+/** A client of the daemon in the directory, or at the URL, that was given. `signal` ends what it asks. */
+export async function connect({ dir, api, apiToken, apiCa }: CommonOptions, signal?: AbortSignal): Promise<Client> {
   const { Client: ApiClient } = await import('../api/client.ts');
-  return new ApiClient({ dir, url: api, tokenFile: apiToken, caFile: apiCa });
+  return new ApiClient({ dir, url: api, tokenFile: apiToken, caFile: apiCa, signal });
 }
 
 /** The daemon works in another directory than the caller. */

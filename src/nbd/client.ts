@@ -11,6 +11,7 @@ import { pushExtent } from '../block/device.ts';
 import type { BlockDevice, Capabilities, Extent } from '../block/device.ts';
 import type { Completion, Reactor, Stream } from '../io/reactor.ts';
 import { unreachable } from '../util/assert.ts';
+import { cancellation, checkGoingOn, whenAborted } from '../util/cancel.ts';
 import { BlksnapError, ERRNO, errnoError, toBlksnapError } from '../util/errors.ts';
 import { alignDown, GIB, MIB } from '../util/units.ts';
 import { ClientConnection } from './client-connection.ts';
@@ -66,6 +67,8 @@ export interface NbdClientOptions extends NbdUri {
   readonly contexts?: readonly string[];
   /** The newest headers to ask for; a server that knows only older ones is met there. Default: extended. */
   readonly newestStyle?: HeaderStyle;
+  /** Aborted: the connection ends, and what is under way with it. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** A bio on its way: cut into requests, one after the other. */
@@ -116,11 +119,18 @@ export class NbdClient implements BlockDevice, ClientConnectionHost {
    *  whole number of blocks, ETIMEDOUT, … */
   static async connect(options: NbdClientOptions): Promise<NbdClient> {
     const { reactor, exportName, contexts = [BASE_ALLOCATION], newestStyle = 'extended' } = options;
-    return shakeHands(reactor, options, async ({ wire, stream, flags }) => {
+    const client = await shakeHands(reactor, options, async ({ wire, stream, flags }) => {
       const server = await join(wire, { exportName, contexts, newestStyle, flags });
       wire.checkOpen();
       return new NbdClient(reactor, stream, options, server, wire.received);
     });
+    client.#endWhenAborted(options.signal);
+    return client;
+  }
+
+  #endWhenAborted(signal: AbortSignal | undefined): void {
+    const stopListening = whenAborted(signal, () => this.#connection.fail(cancellation(signal)));
+    void this.#ended.then(stopListening);
   }
 
   private constructor(reactor: Reactor, stream: Stream, uri: NbdUri, server: ServerExport, early: Uint8Array) {
@@ -342,7 +352,7 @@ async function openStream(
 /** Connects and runs a handshake, within a time. The stream is the handshake's to keep; closed on errors. */
 async function shakeHands<T>(
   reactor: Reactor,
-  target: Pick<NbdClientOptions, 'address' | 'tls' | 'credentials'>,
+  target: Pick<NbdClientOptions, 'address' | 'tls' | 'credentials' | 'signal'>,
   run: (line: { readonly wire: Wire; readonly stream: Stream; readonly flags: number | null }) => Promise<T>,
 ): Promise<T> {
   const { stream, flags } = await openStream(reactor, target);
@@ -359,14 +369,17 @@ async function shakeHands<T>(
     },
   };
   const timer = reactor.timer(HANDSHAKE_LIMIT_MS, timeout);
+  const stopListening = whenAborted(target.signal, () => wire.close());
   try {
     return await run({ wire, stream, flags });
   } catch (cause) {
     stream.close();
+    checkGoingOn(target.signal);
     if (timedOut)
       throw new BlksnapError('ETIMEDOUT', `The NBD server did not end the handshake in ${HANDSHAKE_LIMIT_MS} ms`);
     throw toBlksnapError(cause);
   } finally {
+    stopListening();
     reactor.cancelTimer(timer);
     wire.release();
   }
