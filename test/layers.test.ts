@@ -18,13 +18,12 @@ const ROWS = [
   ['backup', 'kernel'],
   ['daemon'],
   ['api'],
-  ['cli', 'web'],
+  ['cli'],
 ];
 
 /** Layers that must not reach all the way down: people's programs know the daemon by its API alone. */
 const CUT_OFF: Record<string, readonly string[]> = {
   cli: ['daemon'],
-  web: ['daemon', 'backup', 'blksnap', 'block', 'io'],
 };
 
 /** The daemon as a process: no one but the command that runs it may load it, and only when it runs. */
@@ -35,7 +34,7 @@ const PACKAGE_OWNERS: Record<string, readonly string[]> = {
   koffi: ['io', 'qcow2'],
   commander: ['cli'],
   hono: ['api'],
-  '@hono/node-server': ['api', 'daemon'],
+  '@hono/node-server': ['api'],
   '@hono/zod-openapi': ['api'],
   pino: ['daemon'],
 };

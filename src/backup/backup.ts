@@ -6,7 +6,7 @@
 import type { BlockDevice } from '../block/device.ts';
 import { toBlksnapError } from '../util/errors.ts';
 import type { CopyContext, CopyProgress } from './copy.ts';
-import { renameDurably } from './durable.ts';
+import { renameDurably } from '../util/durable.ts';
 import { visibleDamage } from './integrity.ts';
 import { lockDisk } from './lock.ts';
 import { newPointId } from './manifest.ts';

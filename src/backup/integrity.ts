@@ -7,7 +7,7 @@ import { borrow, readWhole } from '../io/files.ts';
 import type { Reactor } from '../io/reactor.ts';
 import { RangeChecksums } from '../util/checksum.ts';
 import { checkGoingOn } from '../util/cancel.ts';
-import { fileSize } from './durable.ts';
+import { fileSize } from '../util/durable.ts';
 import { chainOf } from './manifest.ts';
 import type { Manifest, RestorePoint } from './manifest.ts';
 import { alignOut } from './ranges.ts';

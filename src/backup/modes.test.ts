@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
-import { makeDirectoryDurably, replaceFile } from './durable.ts';
+import { makeDirectoryDurably, replaceFile } from '../util/durable.ts';
 import { writeSums } from './sums.ts';
 
 let directory: string;

@@ -22,7 +22,7 @@ import { z } from 'zod';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { readText } from '../util/read-text.ts';
 import { MIB } from '../util/units.ts';
-import { PARTIAL, fileSize, makeDirectoryDurably, replaceFile } from './durable.ts';
+import { PARTIAL, fileSize, makeDirectoryDurably, replaceFile } from '../util/durable.ts';
 import { diskNameSchema, emptyManifest, formatManifest, parseManifest } from './manifest.ts';
 import type { Manifest, RestorePoint } from './manifest.ts';
 

@@ -15,7 +15,7 @@ import { BlksnapError, errnoError, toBlksnapError } from '../util/errors.ts';
 import { GIB, MIB } from '../util/units.ts';
 import { isZero } from '../util/zeroes.ts';
 import type { CopySink } from './copy.ts';
-import { PARTIAL, renameDurably } from './durable.ts';
+import { PARTIAL, renameDurably } from '../util/durable.ts';
 
 const ZERO_BYTES_AT_ONCE = GIB;
 /** Partition tables, boot sectors, the superblocks of file systems and volume managers begin in here. */

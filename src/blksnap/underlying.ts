@@ -5,6 +5,7 @@
  *  Linux alone knows (/sys, /proc/self/mountinfo); elsewhere, and where a layer does not tell, the way ends early. */
 
 import fs from 'node:fs';
+import { formatDeviceNumber, listNames, readAttribute, unescapeField } from '../io/sysfs.ts';
 
 /** `file DEV:INODE` or `device MAJOR:MINOR`. Two paths with a thing in common write to the same place. */
 export type Thing = string;
@@ -32,13 +33,13 @@ function underlying(stat: fs.Stats, path: string): Underlying {
 
 function addStat(all: Set<Thing>, stat: fs.Stats, path: string): void {
   if (stat.isBlockDevice()) {
-    addDevice(all, numberOf(stat.rdev));
+    addDevice(all, formatDeviceNumber(stat.rdev));
     return;
   }
-  const thing = `file ${numberOf(stat.dev)}:${stat.ino}`;
+  const thing = `file ${formatDeviceNumber(stat.dev)}:${stat.ino}`;
   if (all.has(thing)) return;
   all.add(thing);
-  if (fs.existsSync(sysfs(numberOf(stat.dev)))) addDevice(all, numberOf(stat.dev));
+  if (fs.existsSync(sysfs(formatDeviceNumber(stat.dev)))) addDevice(all, formatDeviceNumber(stat.dev));
   else addMountSource(all, path);
 }
 
@@ -47,13 +48,13 @@ function addDevice(all: Set<Thing>, number: string): void {
   if (all.has(thing)) return;
   all.add(thing);
   const directory = sysfs(number);
-  const backing = read(`${directory}/loop/backing_file`);
+  const backing = readAttribute(`${directory}/loop/backing_file`);
   if (backing !== null) addPath(all, backing);
   // A partition lies in the directory of its disk.
-  const disk = fs.existsSync(`${directory}/partition`) ? read(`${directory}/../dev`) : null;
+  const disk = fs.existsSync(`${directory}/partition`) ? readAttribute(`${directory}/../dev`) : null;
   if (disk !== null) addDevice(all, disk);
-  for (const slave of list(`${directory}/slaves`)) {
-    const below = read(`${directory}/slaves/${slave}/dev`);
+  for (const slave of listNames(`${directory}/slaves`)) {
+    const below = readAttribute(`${directory}/slaves/${slave}/dev`);
     if (below !== null) addDevice(all, below);
   }
   const backend = fs.existsSync(`${directory}/dm`) ? backendOf(number) : null;
@@ -68,8 +69,10 @@ export function backendUuid(number: string): string {
 
 function backendOf(number: string): string | null {
   const uuid = backendUuid(number);
-  const name = list('/sys/block').find((one) => one.startsWith('dm-') && read(`/sys/block/${one}/dm/uuid`) === uuid);
-  return name === undefined ? null : read(`/sys/block/${name}/dev`);
+  const name = listNames('/sys/block').find(
+    (one) => one.startsWith('dm-') && readAttribute(`/sys/block/${one}/dm/uuid`) === uuid,
+  );
+  return name === undefined ? null : readAttribute(`/sys/block/${name}/dev`);
 }
 
 function addPath(all: Set<Thing>, path: string): void {
@@ -81,10 +84,10 @@ function addPath(all: Set<Thing>, path: string): void {
 function addMountSource(all: Set<Thing>, path: string): void {
   let best = { point: '', source: '' };
   const real = fs.existsSync(path) ? fs.realpathSync(path) : path;
-  for (const line of (read('/proc/self/mountinfo') ?? '').split('\n')) {
+  for (const line of (readAttribute('/proc/self/mountinfo') ?? '').split('\n')) {
     const [before, after] = line.split(' - ');
-    const point = unescaped(before?.split(' ')[4] ?? '');
-    const source = unescaped(after?.split(' ')[1] ?? '');
+    const point = unescapeField(before?.split(' ')[4] ?? '');
+    const source = unescapeField(after?.split(' ')[1] ?? '');
     const inside = real === point || real.startsWith(point.endsWith('/') ? point : `${point}/`);
     if (point !== '' && inside && point.length >= best.point.length) best = { point, source };
   }
@@ -95,40 +98,14 @@ function addMountSource(all: Set<Thing>, path: string): void {
 export function loopsOver(path: string): string[] {
   const wanted = fs.statSync(path, { throwIfNoEntry: false });
   if (wanted === undefined) return [];
-  return list('/sys/block').filter((name) => {
-    const backing = name.startsWith('loop') ? read(`/sys/block/${name}/loop/backing_file`) : null;
+  return listNames('/sys/block').filter((name) => {
+    const backing = name.startsWith('loop') ? readAttribute(`/sys/block/${name}/loop/backing_file`) : null;
     const stat = backing === null ? undefined : fs.statSync(backing, { throwIfNoEntry: false });
     const same = stat !== undefined && stat.dev === wanted.dev && stat.ino === wanted.ino;
-    return same && read(`/sys/block/${name}/ro`) !== '1';
+    return same && readAttribute(`/sys/block/${name}/ro`) !== '1';
   });
 }
 
 function sysfs(number: string): string {
   return `/sys/dev/block/${number}`;
-}
-
-/** The `major:minor` of a dev_t as userspace has it: 12 bits of major from bit 8, 20 of minor around them. */
-function numberOf(device: number): string {
-  return `${Math.floor(device / 256) % 4096}:${(device % 256) + Math.floor(device / 2 ** 20) * 256}`;
-}
-
-/** Spaces and the like stand as octal numbers in mountinfo. */
-function unescaped(text: string): string {
-  return text.replace(/\\(\d{3})/g, (_all, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
-}
-
-function read(path: string): string | null {
-  try {
-    return fs.readFileSync(path, 'utf8').trim();
-  } catch {
-    return null;
-  }
-}
-
-function list(directory: string): string[] {
-  try {
-    return fs.readdirSync(directory);
-  } catch {
-    return [];
-  }
 }

@@ -4,6 +4,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import type { DiskView } from '../api/client.ts';
+import { readAttribute } from '../io/sysfs.ts';
 import { BlksnapError } from '../util/errors.ts';
 
 const SECTOR = 512;
@@ -32,16 +33,17 @@ export function diskOfHolder(holder: DeviceNumber, disks: readonly DiskView[], n
       ({ path: own, kernelDevice }) => kernelDevice?.path === `/dev/${name}` || samePlace(own, `/dev/${name}`),
     );
     if (disk !== undefined) return { disk, offset };
-    const start = attribute(node, 'start');
-    if (attribute(node, 'partition') !== null && start !== null) {
+    const start = readAttribute(`${node}/start`);
+    if (readAttribute(`${node}/partition`) !== null && start !== null) {
       offset += Number(start) * SECTOR;
       node = path.dirname(node);
       continue;
     }
-    const backing = attribute(node, 'loop/backing_file');
+    const backing = readAttribute(`${node}/loop/backing_file`);
     const behind = backing === null ? undefined : candidates.find((one) => samePlace(one.path, backing));
-    if (behind !== undefined) return { disk: behind, offset: offset + Number(attribute(node, 'loop/offset') ?? 0) };
-    const bytes = Number(attribute(node, 'size') ?? 0) * SECTOR;
+    if (behind !== undefined)
+      return { disk: behind, offset: offset + Number(readAttribute(`${node}/loop/offset`) ?? 0) };
+    const bytes = Number(readAttribute(`${node}/size`) ?? 0) * SECTOR;
     if (named !== null && /^nbd\d+$/.test(name) && bytes === named.size) return { disk: named, offset };
     const where = named === null ? 'on any disk; name it with --device' : `on disk "${named.name}"`;
     throw new BlksnapError('EINVAL', `Cannot mark the file's blocks: it lies on /dev/${first}, which is not ${where}`);
@@ -53,12 +55,4 @@ function samePlace(a: string, b: string): boolean {
   if (one === undefined || other === undefined) return false;
   if (one.isBlockDevice() && other.isBlockDevice()) return one.rdev === other.rdev;
   return one.dev === other.dev && one.ino === other.ino;
-}
-
-function attribute(node: string, name: string): string | null {
-  try {
-    return fs.readFileSync(path.join(node, name), 'utf8').trim();
-  } catch {
-    return null;
-  }
 }

@@ -2,6 +2,7 @@
  *  show one instant. An error or a timeout anywhere undoes it everywhere. */
 
 import { BlksnapError } from '../util/errors.ts';
+import { inTime } from '../util/in-time.ts';
 import type { IoThread } from './io-thread-client.ts';
 import type { IoCalls, SnapshotInfo } from './io-protocol.ts';
 
@@ -29,6 +30,7 @@ export async function takeAcross(parts: readonly TakePart[], freezeLimitMs = FRE
     await inTime(
       onAll((thread, { id }) => thread.call('freezeSnapshot', { id })),
       freezeLimitMs,
+      () => late(freezeLimitMs),
     );
     await onAll((thread, { id }) => thread.call('switchSnapshot', { id }));
     const createdAt = Date.now();
@@ -37,6 +39,7 @@ export async function takeAcross(parts: readonly TakePart[], freezeLimitMs = FRE
     await onAll(async (thread, { id, kept }) => kept && (await thread.call('completeSnapshot', { id, heldMs })));
     return { parts: taken, heldMs };
   } catch (cause) {
+    // What cannot be undone is on a thread that has died. What went wrong first is what counts.
     for (const { thread, args } of parts) {
       const { id } = args;
       await thread.call('abandonSnapshot', { id }).catch(() => {});
@@ -53,21 +56,9 @@ async function allEnded<T>(steps: ReadonlyArray<Promise<T>>): Promise<T[]> {
   return await Promise.all(steps);
 }
 
-async function inTime(frozen: Promise<unknown>, limitMs: number): Promise<void> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => {
-      reject(
-        new BlksnapError(
-          'ETIMEDOUT',
-          `Cannot take the snapshot: requests of its disks did not end in ${limitMs} ms; resume what is suspended below them, or take the slow disk by itself`,
-        ),
-      );
-    }, limitMs);
-  });
-  try {
-    await Promise.race([frozen, late]);
-  } finally {
-    clearTimeout(timer);
-  }
+function late(limitMs: number): BlksnapError {
+  return new BlksnapError(
+    'ETIMEDOUT',
+    `Cannot take the snapshot: requests of its disks did not end in ${limitMs} ms; resume what is suspended below them, or take the slow disk by itself`,
+  );
 }

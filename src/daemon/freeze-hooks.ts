@@ -9,6 +9,7 @@
 
 import { spawn } from 'node:child_process';
 import { BlksnapError } from '../util/errors.ts';
+import { inTime } from '../util/in-time.ts';
 
 export const FREEZE_TIMEOUT_MS = 30_000;
 /** A thaw gets at least this long, however short the freeze had. */
@@ -44,7 +45,7 @@ export async function takeFrozen<Taken>(
   try {
     const failure = await runHook('freeze', hooks.freeze, disks, hooks.timeoutMs);
     if (failure !== null) throw failure;
-    outcome = { taken: await inTime(steps, leftMs(), hooks.timeoutMs) };
+    outcome = { taken: await takenInTime(steps, leftMs(), hooks.timeoutMs) };
   } catch (cause) {
     outcome = { cause };
   }
@@ -57,28 +58,24 @@ export async function takeFrozen<Taken>(
 }
 
 /** The take's result, if it comes in time; else it is undone when it comes. */
-async function inTime<Taken>(
+async function takenInTime<Taken>(
   { take, undo }: { readonly take: () => Promise<Taken>; readonly undo: (taken: Taken) => Promise<void> },
   leftMs: number,
   timeoutMs: number,
 ): Promise<Taken> {
   const taking = take();
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_resolve, reject) => {
-    const error = new BlksnapError(
-      'ETIMEDOUT',
-      `Cannot take a snapshot: it was not taken ${timeoutMs} ms after the freeze began`,
-    );
-    timer = setTimeout(() => reject(error), Math.max(0, leftMs));
-  });
   try {
-    return await Promise.race([taking, late]);
+    return await inTime(taking, leftMs, () => tooLate(timeoutMs));
   } catch (cause) {
+    // A snapshot that cannot be destroyed is among those that are held, for its user to see.
     taking.then(undo).catch(() => {});
     throw cause;
-  } finally {
-    clearTimeout(timer);
   }
+}
+
+function tooLate(timeoutMs: number): BlksnapError {
+  const message = `Cannot take a snapshot: it was not taken ${timeoutMs} ms after the freeze began`;
+  return new BlksnapError('ETIMEDOUT', message);
 }
 
 /** Runs a command to its end, or ends it and all it started. Null, or why it failed. */

@@ -33,8 +33,11 @@ function readPlan(file: string): PlanNote | null {
   let got: number;
   try {
     const fd = fs.openSync(file, 'r');
-    got = fs.readSync(fd, memory, 0, memory.byteLength, 0);
-    fs.closeSync(fd);
+    try {
+      got = fs.readSync(fd, memory, 0, memory.byteLength, 0);
+    } finally {
+      fs.closeSync(fd);
+    }
   } catch {
     return null; // Reported as a snapshot that cannot be brought back.
   }

@@ -1,9 +1,8 @@
 /** Small JSON files that a crash leaves old or new, never half: temporary name, sync, rename. */
 
-import fs from 'node:fs';
-import path from 'node:path';
 import { z } from 'zod';
 import { brief } from '../util/brief.ts';
+import { replaceFile } from '../util/durable.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { readText } from '../util/read-text.ts';
 import { MIB } from '../util/units.ts';
@@ -38,21 +37,9 @@ export function loadJson<T>(file: string, schema: z.ZodType<T>, advice: string):
 }
 
 export function saveJson(file: string, content: unknown): void {
-  const partial = `${file}.partial`;
   try {
-    const fd = fs.openSync(partial, 'w', 0o600);
-    try {
-      fs.writeFileSync(fd, `${JSON.stringify(content, null, 2)}\n`);
-      fs.fsyncSync(fd);
-    } finally {
-      fs.closeSync(fd);
-    }
-    fs.renameSync(partial, file);
-    const directory = fs.openSync(path.dirname(file), 'r');
-    fs.fsyncSync(directory);
-    fs.closeSync(directory);
+    replaceFile(file, `${JSON.stringify(content, null, 2)}\n`);
   } catch (cause) {
-    fs.rmSync(partial, { force: true });
     throw toBlksnapError(cause, 'Cannot write the state file');
   }
 }

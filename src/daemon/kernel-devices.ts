@@ -14,6 +14,7 @@ import { VIAS } from '../kernel/provider.ts';
 import type { KernelDeviceProvider, Via } from '../kernel/provider.ts';
 import { UblkProvider } from '../kernel/ublk.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
+import { inTime } from '../util/in-time.ts';
 import { wholeDisk } from './disk-names.ts';
 import type { Host } from './host.ts';
 import type { DeviceRequest } from './requests.ts';
@@ -195,11 +196,12 @@ export class KernelDevices {
       const entry = this.#entries.get(exportName);
       if (this.#stopping || entry === undefined) return;
       const wish = { id: entry.id, exportName };
-      const again = await this.#providers
-        .get(entry.via)!
-        .reconnect(wish)
-        .catch(() => null);
-      if (again !== null) this.#host.log.warn({ export: exportName, device: again }, 'kernel device connected again');
+      try {
+        const again = await this.#providers.get(entry.via)!.reconnect(wish);
+        if (again !== null) this.#host.log.warn({ export: exportName, device: again }, 'kernel device connected again');
+      } catch (cause) {
+        this.#host.log.error({ export: exportName, error: toBlksnapError(cause).message }, 'kernel device is down');
+      }
     });
   }
 
@@ -260,7 +262,7 @@ export class KernelDevices {
           this.#entries.delete(exportName);
           continue;
         }
-        const held = await inTime(this.hold([exportName], { dataStays: true }));
+        const held = await inTime(this.hold([exportName], { dataStays: true }), STOP_HOLD_MS, silent);
         await provider.remove(entry.id);
         for (const { release } of held) await release();
       } catch (cause) {
@@ -281,15 +283,6 @@ export class KernelDevices {
   }
 }
 
-/** Errors: ETIMEDOUT. */
-async function inTime<T>(work: Promise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new BlksnapError('ETIMEDOUT', 'it does not answer')), STOP_HOLD_MS);
-  });
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    clearTimeout(timer);
-  }
+function silent(): BlksnapError {
+  return new BlksnapError('ETIMEDOUT', 'it does not answer');
 }

@@ -164,7 +164,8 @@ export class LiveDisks {
     const device = this.#deviceNumber(name);
     if (device === null || state.goal !== 'attached') return false;
     const volume = findMapperDevice(state.volume);
-    return volume !== null && !isDeepSame(devicesBelow(volume.number), [device]);
+    const below = volume === null ? [device] : devicesBelow(volume.number);
+    return below.length !== 1 || below[0] !== device;
   }
 
   /** Whether the disk's volume leads to us after all. */
@@ -251,8 +252,4 @@ export class LiveDisks {
     this.#volumes.set(name, made);
     return made;
   }
-}
-
-function isDeepSame(some: readonly string[], others: readonly string[]): boolean {
-  return some.length === others.length && some.every((one, index) => one === others[index]);
 }

@@ -1,10 +1,9 @@
-/** System calls off the data path, through FFI: socket pairs, netlink, and what a process in the write path of its own
+/** System calls off the data path, through FFI: netlink, and what a process in the write path of its own
  *  machine needs. Synchronous; loaded on first use. Each returns what the system call does, or -errno. */
 
 import koffi from 'koffi';
 
 interface Libc {
-  socketpair(domain: number, type: number, protocol: number, pair: Uint8Array): number;
   socket(domain: number, type: number, protocol: number): number;
   setsockopt(fd: number, level: number, name: number, value: Uint8Array, length: number): number;
   send(fd: number, bytes: Uint8Array, length: number, flags: number): number | bigint;
@@ -20,7 +19,6 @@ function libc(): Libc {
   const library = koffi.load(null);
   const bind = library.func.bind(library) as (signature: string) => ReturnType<typeof library.func>;
   loaded = {
-    socketpair: bind('int socketpair(int, int, int, void*)'),
     socket: bind('int socket(int, int, int)'),
     setsockopt: bind('int setsockopt(int, int, int, void*, uint32_t)'),
     send: bind('int64_t send(int, void*, size_t, int)'),
@@ -36,20 +34,11 @@ function checked(result: number | bigint): number {
   return value === -1 ? -koffi.errno() : value;
 }
 
-const AF_UNIX = 1;
 const AF_NETLINK = 16;
-const SOCK_STREAM = 1;
 const SOCK_RAW = 3;
 const SOCK_CLOEXEC = 0x80000;
 const SOL_SOCKET = 1;
 const SO_RCVTIMEO = 20;
-
-/** Two connected stream sockets, or -errno. */
-export function socketPair(): readonly [number, number] | number {
-  const pair = new Int32Array(2);
-  const result = checked(libc().socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, new Uint8Array(pair.buffer)));
-  return result < 0 ? result : [pair[0]!, pair[1]!];
-}
 
 /** A netlink socket to the kernel whose receive gives up after a time, or -errno. */
 export function netlinkSocket(protocol: number, timeoutSeconds: number): number {

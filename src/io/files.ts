@@ -4,7 +4,7 @@
 import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import { dirname } from 'node:path';
-import { BlksnapError, errnoError } from '../util/errors.ts';
+import { BlksnapError, ERRNO, errnoError } from '../util/errors.ts';
 import { NO_MEMORY } from './arena.ts';
 import type { Arena } from './arena.ts';
 import { completed } from './reactor.ts';
@@ -38,7 +38,8 @@ export async function writeWhole(
   let done = 0;
   while (done < length) {
     const result = await completed((c) => reactor.write(file.fd, at + done, length - done, offset + done, false, c));
-    if (result <= 0) throw errnoError(result === 0 ? 5 : -result, `Cannot write "${file.path}" at ${offset + done}`);
+    if (result <= 0)
+      throw errnoError(result === 0 ? ERRNO.EIO : -result, `Cannot write "${file.path}" at ${offset + done}`);
     done += result;
   }
 }

@@ -6,7 +6,7 @@
 
 import os from 'node:os';
 import koffi from 'koffi';
-import { errnoError } from '../util/errors.ts';
+import { ERRNO, errnoError } from '../util/errors.ts';
 
 const MAP_SHARED = 1;
 const MAP_PRIVATE = 2;
@@ -234,7 +234,7 @@ export function peerUid(fd: number): number {
 
 /** Two connected unix sockets. Errors: EMFILE; EOPNOTSUPP where there is no such call. */
 export function socketPair(): readonly [number, number] {
-  if (!ffiAvailable()) throw errnoError(95, 'Cannot make a pair of sockets');
+  if (!ffiAvailable()) throw errnoError(ERRNO.EOPNOTSUPP, 'Cannot make a pair of sockets');
   const fds = new Int32Array(2);
   const result = checked(libc().socketpair(AF_UNIX, SOCK_STREAM_CLOEXEC, 0, new Uint8Array(fds.buffer)));
   if (result < 0) throw errnoError(-result, 'Cannot make a pair of sockets');

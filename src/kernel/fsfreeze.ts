@@ -7,6 +7,7 @@
 
 import { spawn } from 'node:child_process';
 import { BlksnapError } from '../util/errors.ts';
+import { inTime } from '../util/in-time.ts';
 
 export interface Frozen {
   /** Thaws, and tells whether all had stayed frozen until now. */
@@ -54,21 +55,24 @@ export async function freezeMounts(places: readonly string[], limitMs: number): 
   });
   // It may be gone before it is told to thaw.
   child.stdin.on('error', () => {});
-  const said = await within(limitMs + GRACE_MS, firstWords(child.stdout, ended));
-  if (said === 'frozen') {
-    return {
-      thaw: async () => {
-        child.stdin.end();
-        return (await ended) === 0;
-      },
-    };
+  const late = (): BlksnapError =>
+    new BlksnapError('ETIMEDOUT', `Cannot freeze ${places.join(', ')}: it was not frozen after ${limitMs} ms`);
+  try {
+    const said = await inTime(firstWords(child.stdout, ended), limitMs + GRACE_MS, late);
+    if (said !== 'frozen') {
+      throw new BlksnapError('ECANCELED', `Cannot freeze ${places.join(', ')}: ${said.replace('failed ', '')}`);
+    }
+  } catch (cause) {
+    // Whatever it still freezes, it then thaws.
+    child.stdin.end();
+    throw cause;
   }
-  // Whatever it still freezes, it then thaws.
-  child.stdin.end();
-  const where = places.join(', ');
-  if (said === null)
-    throw new BlksnapError('ETIMEDOUT', `Cannot freeze ${where}: it was not frozen after ${limitMs} ms`);
-  throw new BlksnapError('ECANCELED', `Cannot freeze ${where}: ${said.replace('failed ', '')}`);
+  return {
+    thaw: async () => {
+      child.stdin.end();
+      return (await ended) === 0;
+    },
+  };
 }
 
 async function firstWords(stdout: NodeJS.ReadableStream, ended: Promise<unknown>): Promise<string> {
@@ -81,17 +85,4 @@ async function firstWords(stdout: NodeJS.ReadableStream, ended: Promise<unknown>
   });
   await Promise.race([heard, ended]);
   return text.trim() || 'fsfreeze could not be run (util-linux)';
-}
-
-/** Null when the time is over. */
-async function within<T>(limitMs: number, work: Promise<T>): Promise<T | null> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<null>((resolve) => {
-    timer = setTimeout(() => resolve(null), limitMs);
-  });
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    clearTimeout(timer);
-  }
 }

@@ -3,6 +3,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
+import { unescapeField } from '../io/sysfs.ts';
 
 const SYS_BLOCK = '/sys/class/block';
 
@@ -21,11 +22,6 @@ function numberOf(name: string): string {
   return fs.readFileSync(path.join(SYS_BLOCK, name, 'dev'), 'utf8').trim();
 }
 
-/** A space and the like in /proc/self/mountinfo. */
-function unescaped(text: string): string {
-  return text.replace(/\\(\d{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
-}
-
 /** Where file systems on the device are mounted: one place for each of them. */
 export function mountPointsOn(device: string): string[] {
   const over = devicesOver(path.basename(fs.realpathSync(device)));
@@ -37,7 +33,7 @@ export function mountPointsOn(device: string): string[] {
     if (number === undefined || place === undefined || source === undefined) continue;
     // btrfs and its like mount under numbers that are no device's.
     const name = source.startsWith('/dev/') && fs.existsSync(source) ? path.basename(fs.realpathSync(source)) : '';
-    if (numbers.has(number) || over.includes(name)) places.set(number, places.get(number) ?? unescaped(place));
+    if (numbers.has(number) || over.includes(name)) places.set(number, places.get(number) ?? unescapeField(place));
   }
   return [...places.values()];
 }

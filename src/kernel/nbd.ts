@@ -7,8 +7,8 @@
 
 import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
-import { socketPair } from '../io/control-sys.ts';
-import { BlksnapError, errnoError, toBlksnapError } from '../util/errors.ts';
+import { socketPair } from '../io/sys.ts';
+import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { GenericNetlink, nestedAttribute, readU32, textAttribute, u32Attribute, u64Attribute } from './netlink.ts';
 import type { DeviceWish, KernelDeviceProvider } from './provider.ts';
 
@@ -137,9 +137,7 @@ export class NbdProvider implements KernelDeviceProvider {
     wish: DeviceWish,
     give: (served: ServedSocket, socket: Uint8Array) => number | undefined,
   ): Promise<{ index: number | undefined }> {
-    const pair = socketPair();
-    if (typeof pair === 'number') throw errnoError(-pair, 'Cannot make a socket pair');
-    const [ours, theirs] = pair;
+    const [ours, theirs] = socketPair();
     try {
       const served = await this.#serve(wish.exportName, ours);
       const item = nestedAttribute(SOCK_ITEM, [u32Attribute(SOCK_FD, theirs)]);

@@ -3,6 +3,7 @@
 
 import fs from 'node:fs';
 import { underlyingPath } from '../blksnap/underlying.ts';
+import { unescapeField } from '../io/sysfs.ts';
 import { BlksnapError } from '../util/errors.ts';
 
 export interface VolumeUsersOptions {
@@ -45,5 +46,5 @@ function liesOn(path: string, number: string): boolean {
 function swaps(): string[] {
   const text = fs.existsSync('/proc/swaps') ? fs.readFileSync('/proc/swaps', 'utf8') : '';
   const lines = text.split('\n').slice(1);
-  return lines.map((line) => line.split(/\s/)[0]!.replace(/\\040/g, ' ')).filter((path) => path !== '');
+  return lines.map((line) => unescapeField(line.split(/\s/)[0]!)).filter((path) => path !== '');
 }

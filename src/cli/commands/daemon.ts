@@ -98,6 +98,7 @@ export function addRecoverCommand(program: Command): void {
       'After a daemon that was killed, the I/O of volumes that it had attached in use waits for the next one. A new ' +
       '`blksnap daemon` takes them up again by itself; this is for when there shall be none for a while. They are ' +
       'attached again at the next start; `blksnap detach` ends that.',
+    local: true,
     examples: ['recover'],
   })
     .option('--filter-module <module...>', 'as the daemon had them')

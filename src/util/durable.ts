@@ -3,7 +3,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { makeDirectories, syncDirectory } from '../util/directories.ts';
+import { makeDirectories, syncDirectory } from './directories.ts';
 
 /** Ends the name of a file that is not complete yet. */
 export const PARTIAL = '.partial';
