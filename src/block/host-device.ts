@@ -6,6 +6,7 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import { ioctl } from '../io/sys.ts';
+import { formatDeviceNumber, readAttribute } from '../io/sysfs.ts';
 import { BlksnapError, errnoError, toBlksnapError } from '../util/errors.ts';
 import { DescriptorDevice } from './descriptor-device.ts';
 import type { OpenDeviceOptions } from './file-device.ts';
@@ -99,18 +100,9 @@ interface Sysfs {
 }
 
 function sysfsOf(rdev: number): Sysfs {
-  // The encoding of dev_t in userspace: 12 bits of major from bit 8, 20 of minor around them.
-  const major = Math.floor(rdev / 256) % 4096;
-  const minor = (rdev % 256) + Math.floor(rdev / 2 ** 20) * 256;
-  const own = `/sys/dev/block/${major}:${minor}`;
+  const own = `/sys/dev/block/${formatDeviceNumber(rdev)}`;
   const disk = fs.existsSync(`${own}/partition`) ? `${own}/..` : own;
-  const text = (name: string): string => {
-    try {
-      return fs.readFileSync(`${disk}/${name}`, 'utf8').trim();
-    } catch {
-      return '';
-    }
-  };
+  const text = (name: string): string => readAttribute(`${disk}/${name}`) ?? '';
   return { exists: (name) => fs.existsSync(`${disk}/${name}`), text, number: (name) => Number(text(name)) };
 }
 

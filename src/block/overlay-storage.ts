@@ -17,6 +17,6 @@ export function openOverlayStorage(directory: string, size: number, reactor: Rea
     return fileDevice(fd, `unnamed file in ${directory}`, { reactor });
   } catch (cause) {
     if (fd >= 0) fs.closeSync(fd);
-    throw toBlksnapError(cause, `Cannot make a storage in "${directory}"`);
+    throw toBlksnapError(cause, `Cannot keep what is written in "${directory}"`);
   }
 }

@@ -3,9 +3,7 @@
  *
  *  The control thread sees to it that operations on one disk follow one another. */
 
-import crypto from 'node:crypto';
 import fs from 'node:fs';
-import path from 'node:path';
 import { openPoint } from '../backup/open-point.ts';
 import type { ByteRange } from '../backup/ranges.ts';
 import type { SnapshotEvent } from '../blksnap/events.ts';
@@ -17,9 +15,9 @@ import { BioPool } from '../block/bio.ts';
 import { Disk } from '../block/disk.ts';
 import type { BlockDevice } from '../block/device.ts';
 import { RangeDevice } from '../block/range-device.ts';
-import { openFileDevice } from '../block/file-device.ts';
 import { openDevice } from '../block/open.ts';
 import { OverlayDevice } from '../block/overlay-device.ts';
+import { openOverlayStorage } from '../block/overlay-storage.ts';
 import { Arena, NO_MEMORY } from '../io/arena.ts';
 import { completed } from '../io/reactor.ts';
 import type { Reactor, SocketAddress } from '../io/reactor.ts';
@@ -226,7 +224,7 @@ export class IoService {
     const opened = await openPoint({ directory, disk, point: point ?? undefined }, context);
     const closeBase = (): Promise<void> => opened.device.close();
     try {
-      const storage = openUnnamed(args.overlayDirectory, opened.device.size, this.#reactor);
+      const storage = openOverlayStorage(args.overlayDirectory, opened.device.size, this.#reactor);
       const parts = { base: opened.device, storage, pool: this.#pool, arena: this.#reactor.arena };
       const device = new OverlayDevice(args.name, parts);
       const description = `restore point ${opened.point.id} of disk ${disk}`;
@@ -480,19 +478,5 @@ export class IoService {
     this.#served.clear();
     this.#reactor.arena.release(this.#copyMemoryAt);
     if (failures.length > 0) throw toBlksnapError(failures[0], 'Not everything could be closed');
-  }
-}
-
-/** A sparse file that goes when it is closed. */
-function openUnnamed(directory: string, size: number, reactor: Reactor): BlockDevice {
-  const file = path.join(directory, `.overlay-${crypto.randomUUID()}`);
-  try {
-    fs.closeSync(fs.openSync(file, 'wx', 0o600));
-    fs.truncateSync(file, size);
-    return openFileDevice(file, { reactor });
-  } catch (cause) {
-    throw toBlksnapError(cause, `Cannot keep a mount's writes in "${directory}"`);
-  } finally {
-    fs.rmSync(file, { force: true });
   }
 }

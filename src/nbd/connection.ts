@@ -14,8 +14,8 @@ import type { Bio, BioPool, Op } from '../block/bio.ts';
 import { NO_MEMORY } from '../io/arena.ts';
 import type { Completion, Reactor, Stream } from '../io/reactor.ts';
 import { assert } from '../util/assert.ts';
-import { BlksnapError, codeOfErrno, toBlksnapError } from '../util/errors.ts';
-import { blockStatusReply, contextsOfPayload } from './block-status.ts';
+import { codeOfErrno } from '../util/errors.ts';
+import { contextsOfPayload } from './block-status.ts';
 import { bioFlags, commandError, replyError } from './commands.ts';
 import type { CommandRules } from './commands.ts';
 import type { ConnectionBuffer, ConnectionBuffers } from './connection-buffers.ts';
@@ -38,7 +38,6 @@ import {
   CMD_CACHE,
   CMD_DISC,
   CMD_FLAG_PAYLOAD_LEN,
-  CMD_FLAG_REQ_ONE,
   CMD_FLUSH,
   CMD_READ,
   CMD_TRIM,
@@ -50,13 +49,13 @@ import {
   NBD_EINVAL,
   NBD_ESHUTDOWN,
   NBD_OK,
-  nbdError,
   PAYLOAD_LIMIT,
   REQUEST_MAGIC,
   REQUEST_SIZE,
 } from './protocol.ts';
 import { encodeReply, Request } from './request.ts';
 import type { RequestHost } from './request.ts';
+import { StatusReplies } from './status-replies.ts';
 
 export interface ConnectionHost {
   readonly reactor: Reactor;
@@ -77,6 +76,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
   readonly #host: ConnectionHost;
   readonly #stream: Stream;
   readonly #outbox: Outbox<Request>;
+  readonly #statuses: StatusReplies;
   readonly #contexts: readonly SelectedContext[];
   readonly #rules: CommandRules;
   readonly #extended: boolean;
@@ -110,8 +110,6 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
   #made = 0;
   #underWay = 0;
   #charged = 0;
-  /** Block statuses are looked up one after the other: what a context answers is as long as it likes. */
-  #statuses: Promise<void> = Promise.resolve();
 
   readonly #received: Completion = { complete: (result) => this.#onReceived(result) };
   readonly #payloadReceived: Completion = { complete: (result) => this.#onPayload(result) };
@@ -136,6 +134,8 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     this.#outbox = new Outbox(host.line, stream, this);
     this.#contexts = session.contexts;
     this.#extended = session.style === 'extended';
+    const ready = (request: Request): void => this.#unhold(request);
+    this.#statuses = new StatusReplies({ reactor: host.reactor, line: host.line, extended: this.#extended, ready });
     this.#headerSize = this.#extended ? EXTENDED_HEADER_SIZE : REQUEST_SIZE;
     this.#chargeLimit = inFlightLimit(arena);
     this.#rules = {
@@ -314,7 +314,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
         this.#submit(request, WRITE_ZEROES);
         break;
       case CMD_BLOCK_STATUS:
-        this.#statuses = this.#statuses.then(() => this.#blockStatus(request, contexts));
+        this.#statuses.begin(request, contexts);
         break;
     }
   }
@@ -425,26 +425,6 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     this.#outbox.push(request);
   }
 
-  async #blockStatus(request: Request, contexts: readonly SelectedContext[]): Promise<void> {
-    try {
-      if (this.#state === 'dead') throw new BlksnapError('ESHUTDOWN', 'The connection was dropped');
-      const onlyOne = (request.flags & CMD_FLAG_REQ_ONE) !== 0;
-      const reply = await blockStatusReply(request, contexts, this.#extended, onlyOne);
-      const { line, reactor } = this.#host;
-      const { arena } = reactor;
-      let at = line.allocateNow(reply.length);
-      while (at === NO_MEMORY) {
-        await new Promise<void>((resolve) => arena.whenFreed(resolve));
-        at = line.allocateNow(reply.length);
-      }
-      arena.bytes.set(reply, at);
-      request.addPiece(at, reply.length);
-    } catch (cause) {
-      request.error = nbdError(toBlksnapError(cause).errno);
-    }
-    this.#unhold(request);
-  }
-
   // --- the end of requests, and of the connection ---------------------------------------------
 
   messageLeft(request: Request): void {
@@ -480,6 +460,7 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
 
   #die(): void {
     this.#state = 'dead';
+    this.#statuses.stop();
     this.#outbox.stop();
     this.#stream.close();
     this.#settle();
