@@ -1,12 +1,12 @@
-/** The disks of a daemon: which are served, which should be and are not, what is remembered of them. Operations on
- *  one disk follow one another; operations on others run beside them. */
+/** What can be done with the disks of a daemon (disk-entries.ts knows which there are). Operations on one disk follow one
+ *  another; operations on others run beside them. */
 
 import fs from 'node:fs';
 import path from 'node:path';
 import type { ByteRange } from '../backup/ranges.ts';
-import { assert } from '../util/assert.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
-import { checkName, defaultName, noSuchDisk, realPath, wholeDisk } from './disk-names.ts';
+import { DiskEntries } from './disk-entries.ts';
+import { checkName, defaultName, realPath, wholeDisk } from './disk-names.ts';
 import { mapperDeviceAt } from '../kernel/mapper-device.ts';
 import type { MapperDevice } from '../kernel/mapper-device.ts';
 import type { Host } from './host.ts';
@@ -18,23 +18,23 @@ import { LiveDisks, isLive } from './live-disks.ts';
 import type { GivenBack, LiveDiskState } from './live-disks.ts';
 import { newLiveState } from './live-volume.ts';
 import type { AttachRequest, MountRequest } from './requests.ts';
-import { asKept, isKeptOf, keepFilters, keptFilters } from './kept-filters.ts';
-import { saveState } from './state.ts';
-import type { DiskState, KeptFilter, LiveState } from './state.ts';
+import { asKept, isKeptOf, keptFilters } from './kept-filters.ts';
+import type { DiskState, KeptFilter } from './state.ts';
 import type { DiskView, FilterView } from './views.ts';
 
 export class Disks {
   readonly #host: Host;
   readonly #devices: KernelDevices;
-  readonly #entries = new Map<string, Entry>();
+  readonly #entries: DiskEntries;
   readonly #live: LiveDisks;
 
   constructor(host: Host, devices: KernelDevices) {
     this.#host = host;
     this.#devices = devices;
+    this.#entries = new DiskEntries(host.paths.stateFile);
     this.#live = new LiveDisks(host, devices, {
       cbtPath: (name) => this.#cbtPath(name),
-      remember: (name, live) => this.#rememberLive(name, live),
+      remember: (name, live) => this.#entries.keepLive(name, live),
     });
   }
 
@@ -44,7 +44,12 @@ export class Disks {
 
   /** How many should be served and are not. */
   get failed(): number {
-    return [...this.#entries.values()].filter((entry) => failureOf(entry) !== null).length;
+    return this.#entries.failed;
+  }
+
+  /** Those whose volumes are in use. */
+  get liveNames(): Set<string> {
+    return this.#entries.liveNames;
   }
 
   /** Attaches a disk that is remembered. Where that fails, `list` tells why. */
@@ -70,43 +75,43 @@ export class Disks {
 
   /** Another try at a mapped device that could not be made must not lose its filters. */
   filtersOfFailed(name: string): readonly KeptFilter[] {
-    const entry = this.#entries.get(name);
+    const entry = this.#entries.find(name);
     return entry === undefined ? [] : keptFilters(entry);
   }
 
   /** A disk that was attached is not served after all. */
   fail(name: string, failure: BlksnapError): void {
-    const entry = this.#entries.get(name);
+    const entry = this.#entries.find(name);
     if (entry?.kind === 'disk') entry.failure = failure;
   }
 
   /** Errors: EEXIST when the name is taken. */
   checkNew(name: string): void {
-    const entry = this.#entries.get(name);
+    const entry = this.#entries.find(name);
     if (entry?.kind === 'mapped' && entry.failure !== null) return;
-    this.#checkFree(name, null);
+    this.#entries.checkFree(name, null);
   }
 
   /** Errors: ENOENT when there is no disk of that name. */
   check(name: string): void {
-    this.#entry(name);
+    this.#entries.get(name);
   }
 
   /** Every disk, by name. */
   async list(): Promise<DiskView[]> {
     const infos = new Map((await this.#host.io.call('disks', {})).map((info) => [info.name, info]));
-    const names = new Set([...this.#entries.keys(), ...infos.keys()]);
+    const names = new Set([...this.#entries.names, ...infos.keys()]);
     // One that is just being attached or detached is nobody's.
-    const known = [...names].filter((name) => this.#entries.has(wholeDisk(name)));
-    const views = known.map((name) => this.#view(name, this.#entry(name), infos.get(name)));
+    const known = [...names].filter((name) => this.#entries.find(wholeDisk(name)) !== undefined);
+    const views = known.map((name) => this.#view(name, this.#entries.get(name), infos.get(name)));
     return views.sort((a, b) => (a.name < b.name ? -1 : 1));
   }
 
   /** Errors: ENOENT. */
   async get(name: string): Promise<DiskView> {
-    this.#entry(name);
+    this.#entries.get(name);
     const view = (await this.list()).find((candidate) => candidate.name === name);
-    if (view === undefined) throw this.#noDisk(name);
+    if (view === undefined) throw this.#entries.missing(name);
     return view;
   }
 
@@ -116,7 +121,7 @@ export class Disks {
     const mapper = mapperDeviceAt(request.path);
     const volume = request.readOnly === true || request.kernelDevice === false ? null : mapper;
     const real = mapper === null ? realPath(request.path) : mapper.path;
-    const name = request.name ?? this.#failedAt(real) ?? (mapper === null ? defaultName(real) : mapper.name);
+    const name = request.name ?? this.#entries.failedAt(real) ?? (mapper === null ? defaultName(real) : mapper.name);
     checkName(name, 'give one with --name');
     const state: DiskState = {
       name,
@@ -124,17 +129,17 @@ export class Disks {
       readOnly: request.readOnly ?? false,
       direct: volume !== null || (request.direct ?? false),
       mappable: request.mappable ?? false,
-      filters: this.#rememberedFilters(name, real),
+      filters: this.#entries.filtersOf(name, real),
       live: volume === null ? null : newLiveState(volume),
     };
     return await this.#host.serial.run([`disk ${name}`, `path ${real}`], async () => {
-      this.#checkFree(name, real);
+      this.#entries.checkFree(name, real);
       if (volume !== null) return await this.#attachVolume(volume, state, request);
       const info = await this.#open(state);
       const entry: Entry = { kind: 'disk', state, failure: null };
       this.#entries.set(name, entry);
       try {
-        this.#save();
+        this.#entries.save();
       } catch (cause) {
         this.#entries.delete(name);
         await this.#host.io.call('detach', { name });
@@ -152,7 +157,7 @@ export class Disks {
     const name = request.name ?? `${request.disk.replace('/', '-')}-mount`;
     checkName(name, 'give another');
     return await this.#host.serial.run([`disk ${name}`], async () => {
-      this.#checkFree(name, null);
+      this.#entries.checkFree(name, null);
       const { disk, point = null } = request;
       const overlayDirectory = this.#host.paths.state;
       const info = await this.#host.io.call('mount', { name, directory, disk, point, overlayDirectory });
@@ -170,7 +175,7 @@ export class Disks {
       throw new BlksnapError('EINVAL', `Cannot detach partition "${name}" by itself: detach disk "${wholeDisk(name)}"`);
     }
     await this.#host.serial.run([`disk ${name}`], async () => {
-      const entry = this.#entry(name);
+      const entry = this.#entries.get(name);
       if (entry.kind === 'disk' && isLive(entry.state)) await this.#live.detach(entry.state, { force });
       else await this.#detachHeld(name, entry, force);
       await this.#forget(name, entry);
@@ -191,7 +196,7 @@ export class Disks {
 
   async #forget(name: string, entry: Entry): Promise<void> {
     this.#entries.delete(name);
-    if (entry.kind !== 'mount') this.#save();
+    if (entry.kind !== 'mount') this.#entries.save();
     if (entry.kind === 'disk') fs.rmSync(this.#cbtPath(name), { force: true });
     await this.#host.rules.forget(name);
     this.#host.log.info({ disk: name }, 'detached');
@@ -204,7 +209,7 @@ export class Disks {
       else await this.#devices.add(name, request, { wanted: fs.statSync(real).isBlockDevice() });
     } catch (cause) {
       await this.#host.io.call('detach', { name, force: true });
-      await this.#forget(name, this.#entry(name));
+      await this.#forget(name, this.#entries.get(name));
       throw cause;
     }
   }
@@ -213,7 +218,7 @@ export class Disks {
    *  is in use would have to go; what a partition's filter fails with. */
   async rescan(name: string): Promise<DiskView[]> {
     return await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
-      const entry = this.#entry(name);
+      const entry = this.#entries.get(name);
       const infos = await this.#host.io.call('rescan', { name: wholeDisk(name), filters: keptFilters(entry) });
       for (const warning of infos[0]?.partitionTable?.warnings ?? []) this.#host.log.warn({ disk: name }, warning);
       return infos.map((info) => this.#view(info.name, entry, info));
@@ -224,7 +229,7 @@ export class Disks {
    *  Errors: ENOENT; EOPNOTSUPP where the size cannot change; EINVAL for one that a disk cannot have. */
   async resize(name: string): Promise<DiskView> {
     return await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
-      const entry = this.#entry(name);
+      const entry = this.#entries.get(name);
       const info = await this.#host.io.call('resize', { name });
       await this.#devices.resized(wholeDisk(name));
       this.#host.log.info({ disk: name, size: info.size }, 'resized');
@@ -234,7 +239,7 @@ export class Disks {
 
   /** As detach, of a mapped device alone. */
   async removeMapped(name: string): Promise<void> {
-    if (this.#entry(name).kind !== 'mapped' || name !== wholeDisk(name)) {
+    if (this.#entries.get(name).kind !== 'mapped' || name !== wholeDisk(name)) {
       throw new BlksnapError('EINVAL', `Cannot remove "${name}": it is no mapped device; detach it`);
     }
     await this.detach(name);
@@ -265,7 +270,7 @@ export class Disks {
   }
 
   #checkWhole(name: string): void {
-    this.#entry(name);
+    this.#entries.get(name);
     if (name === wholeDisk(name)) return;
     throw new BlksnapError('EINVAL', `Partition "${name}" has no clients of its own: allow disk "${wholeDisk(name)}"`);
   }
@@ -280,10 +285,10 @@ export class Disks {
    *  Errors: ENOENT for an unknown disk or kind; EALREADY. */
   async attachFilter(name: string, filter: AttachedFilter): Promise<DiskView> {
     return await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
-      const entry = this.#entry(name);
+      const entry = this.#entries.get(name);
       const info = await this.#host.io.call('filterAttach', { disk: name, ...filter });
       try {
-        this.#remember(entry, [...keptFilters(entry), asKept(name, filter)]);
+        this.#entries.keepFilters(entry, [...keptFilters(entry), asKept(name, filter)]);
       } catch (cause) {
         await this.#host.io.call('filterDetach', { disk: name, name: filter.name });
         throw cause;
@@ -296,12 +301,12 @@ export class Disks {
   /** Of what is not served it is only forgotten: the way out when its module is gone. Errors: ENOENT; EBUSY. */
   async detachFilter(name: string, filter: string): Promise<void> {
     await this.#host.serial.run([`disk ${wholeDisk(name)}`], async () => {
-      const entry = this.#entry(name);
+      const entry = this.#entries.get(name);
       const isIt = isKeptOf(name, filter);
       const kept = keptFilters(entry);
       const served = failureOf(entry) === null && (!kept.some(isIt) || (await this.#isServed(name)));
       if (served) await this.#host.io.call('filterDetach', { disk: name, name: filter });
-      this.#remember(
+      this.#entries.keepFilters(
         entry,
         kept.filter((one) => !isIt(one)),
       );
@@ -315,7 +320,7 @@ export class Disks {
     filter: string,
     ctl: { readonly command: string; readonly payload: unknown },
   ): Promise<unknown> {
-    this.#entry(name);
+    this.#entries.get(name);
     return await this.#host.io.call('filterCtl', { disk: name, name: filter, ...ctl });
   }
 
@@ -323,12 +328,12 @@ export class Disks {
 
   /** Bytes of the change map: one per tracking block. Errors: ENOENT; ENODEV for a failed disk; EINVAL. */
   async cbtMap(name: string, range: ByteRange): Promise<Uint8Array> {
-    this.#entry(name);
+    this.#entries.get(name);
     return await this.#host.io.call('cbtMap', { name, ...range });
   }
 
   async markDirty(name: string, ranges: readonly ByteRange[]): Promise<void> {
-    this.#entry(name);
+    this.#entries.get(name);
     await this.#host.io.call('cbtMarkDirty', { name, ranges });
   }
 
@@ -370,7 +375,7 @@ export class Disks {
    *  caller is in the turn of the disks. */
   async strayedOf(disks: ReadonlySet<string>): Promise<BlksnapError | null> {
     for (const name of this.#live.strayed().filter((one) => disks.has(one))) {
-      const entry = this.#entries.get(name);
+      const entry = this.#entries.find(name);
       if (entry?.kind !== 'disk' || (await this.#live.leadsToUs(name))) continue;
       if (entry.failure !== null) return entry.failure;
       const reason = `another program gave volume "${entry.state.live?.volume}" another table, and writes passed by`;
@@ -381,15 +386,9 @@ export class Disks {
     return null;
   }
 
-  /** Those whose volumes are in use. */
-  get liveNames(): Set<string> {
-    const isOne = (entry: Entry): boolean => entry.kind === 'disk' && isLive(entry.state);
-    return new Set([...this.#entries].filter(([, entry]) => isOne(entry)).map(([name]) => name));
-  }
-
   async #attachVolume(volume: MapperDevice, fresh: DiskState, request: AttachRequest): Promise<DiskView> {
     const { name } = fresh;
-    const before = this.#entries.get(name);
+    const before = this.#entries.find(name);
     const known = before?.kind === 'disk' && before.state.live !== null;
     // One that failed goes on from where it is.
     const state = known ? before.state : fresh;
@@ -407,41 +406,10 @@ export class Disks {
     }
   }
 
-  #rememberLive(name: string, live: LiveState): void {
-    const entry = this.#entry(name);
-    assert(entry.kind === 'disk', 'only a disk has a volume');
-    const before = entry.state;
-    entry.state = { ...before, live };
-    try {
-      this.#save();
-    } catch (cause) {
-      entry.state = before;
-      throw cause;
-    }
-  }
-
   // --- inside ---------------------------------------------------------------------------------
 
   async #isServed(name: string): Promise<boolean> {
     return (await this.#host.io.call('disks', {})).some((info) => info.name === name);
-  }
-
-  /** Changes the filters that a disk comes back with. */
-  #remember(entry: Entry, filters: readonly KeptFilter[]): void {
-    const before = keptFilters(entry);
-    keepFilters(entry, filters);
-    try {
-      this.#save();
-    } catch (cause) {
-      keepFilters(entry, before);
-      throw cause;
-    }
-  }
-
-  /** Another try at a failed disk must not lose its filters. */
-  #rememberedFilters(name: string, real: string): DiskState['filters'] {
-    const entry = this.#entries.get(name);
-    return entry?.kind === 'disk' && entry.state.path === real ? entry.state.filters : [];
   }
 
   #open(state: DiskState): Promise<DiskInfo> {
@@ -450,47 +418,6 @@ export class Disks {
 
   #cbtPath(name: string): string {
     return path.join(this.#host.paths.cbt, `${name}.map`);
-  }
-
-  #save(): void {
-    const disks = [...this.#entries.values()].flatMap((entry) => (entry.kind === 'disk' ? [entry.state] : []));
-    const mapped = [...this.#entries].flatMap(([name, entry]) =>
-      entry.kind === 'mapped' && entry.filters.length > 0 ? [{ name, filters: [...entry.filters] }] : [],
-    );
-    saveState(this.#host.paths.stateFile, { disks, mapped });
-  }
-
-  /** A failed disk is free for another try at the same path. */
-  #checkFree(name: string, real: string | null): void {
-    for (const [other, entry] of this.#entries) {
-      if (entry.kind !== 'disk' || entry.state.path !== real) continue;
-      // What is left of a volume's attach is its disk's: another one would take it away.
-      if (entry.failure !== null && (other === name || !isLive(entry.state))) continue;
-      throw new BlksnapError('EALREADY', `Cannot attach "${real}": it is attached already, as "${other}"`);
-    }
-    const entry = this.#entries.get(name);
-    if (entry === undefined) return;
-    if (entry.kind === 'disk' && entry.failure !== null && entry.state.path === real) return;
-    const holder =
-      entry.kind === 'disk' ? `"${entry.state.path}"` : entry.kind === 'mount' ? 'a mount' : 'a mapped device';
-    throw new BlksnapError('EEXIST', `Cannot use name "${name}": ${holder} has it; give another with --name`);
-  }
-
-  /** The disk of a path that could not be attached, or had to be given up: it is tried again under its name. */
-  #failedAt(real: string): string | undefined {
-    const isOne = (entry: Entry): boolean =>
-      entry.kind === 'disk' && entry.failure !== null && entry.state.path === real;
-    return [...this.#entries].find(([, entry]) => isOne(entry))?.[0];
-  }
-
-  #entry(name: string): Entry {
-    const entry = this.#entries.get(wholeDisk(name));
-    if (entry === undefined) throw this.#noDisk(name);
-    return entry;
-  }
-
-  #noDisk(name: string): BlksnapError {
-    return noSuchDisk(name, [...this.#entries.keys()]);
   }
 
   #view(name: string, entry: Entry, info: DiskInfo | undefined): DiskView {
