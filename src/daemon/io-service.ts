@@ -5,7 +5,6 @@
 
 import fs from 'node:fs';
 import { openPoint } from '../backup/open-point.ts';
-import type { ByteRange } from '../backup/ranges.ts';
 import type { SnapshotEvent } from '../blksnap/events.ts';
 import { SnapshotSet } from '../blksnap/snapshot-set.ts';
 import { refuseSharedOrigin } from '../blksnap/origin-guard.ts';
@@ -15,6 +14,7 @@ import { BioPool } from '../block/bio.ts';
 import { Disk } from '../block/disk.ts';
 import type { BlockDevice } from '../block/device.ts';
 import { RangeDevice } from '../block/range-device.ts';
+import type { DeviceRange } from '../block/range-device.ts';
 import { openDevice } from '../block/open.ts';
 import { OverlayDevice } from '../block/overlay-device.ts';
 import { openOverlayStorage } from '../block/overlay-storage.ts';
@@ -39,7 +39,7 @@ import { IoSnapshots } from './io-snapshots.ts';
 import { MappedDisks } from './mapped-disks.ts';
 import { PartitionDisks } from './partition-disks.ts';
 import type { PartitionDisk } from './partition-disks.ts';
-import { partitionMap } from './partition-views.ts';
+import { cbtMapPart, rangesOnDisk } from './partition-views.ts';
 import type { KeptFilter } from './state.ts';
 
 /** A disk, and what must be closed after it. */
@@ -97,7 +97,7 @@ export class IoService {
       pool: this.#pool,
       exports: this.#exports,
       drop: (exportName) => this.#drop(exportName),
-      origin: (name) => ({ name, tracker: this.#tracker(name), range: this.#partition(name)?.partition ?? null }),
+      origin: (name) => ({ name, tracker: this.#tracker(name), range: this.#range(name) }),
     });
     this.#partitions = new PartitionDisks({
       reactor,
@@ -110,7 +110,7 @@ export class IoService {
     this.#mapped = new MappedDisks({
       reactor,
       pool: this.#pool,
-      find: (name) => ({ disk: this.#disk(name), offset: this.#partition(name)?.partition.offset ?? 0 }),
+      find: (name) => ({ disk: this.#disk(name), offset: this.#range(name)?.offset ?? 0 }),
       servedAs: (file) => [...this.#served].find(([, { tracker }]) => tracker.originPath === file)?.[0],
       tracker: (name) => this.#tracker(name),
       heldOf: (name) => this.#snapshots.heldOf(name),
@@ -167,8 +167,9 @@ export class IoService {
     dmRemap: (args) => this.#mapped.remap(args),
     dmUnmap: (args) => this.#mapped.unmap(args),
     dmList: async () => this.#mapped.list(),
-    cbtMap: async ({ name, offset, length }) => this.#cbtMap(name, offset, length),
-    cbtMarkDirty: async ({ name, ranges }) => this.#tracker(name).markDirty(this.#onWhole(name, ranges)),
+    cbtMap: async ({ name, ...part }) => cbtMapPart(this.#tracker(name), this.#range(name), part),
+    cbtMarkDirty: async ({ name, ranges }) =>
+      this.#tracker(name).markDirty(rangesOnDisk(ranges, name, this.#range(name))),
     createSnapshot: (args) => this.#snapshots.create(args),
     restoreSnapshot: (args) => this.#snapshots.restore(args),
     letGoSnapshot: ({ id }) => this.#snapshots.letGo(id),
@@ -319,7 +320,7 @@ export class IoService {
 
   #claimOf(name: string): Claim {
     const { disk } = this.#get(name);
-    const { offset, length } = this.#partition(name)?.partition ?? { offset: 0, length: disk.size };
+    const { offset, length } = this.#range(name) ?? { offset: 0, length: disk.size };
     return { root: `disk ${disk.name}`, offset, length };
   }
 
@@ -400,38 +401,13 @@ export class IoService {
     return [name, ...partitions].map((one) => this.#info(one));
   }
 
-  // --- change tracking ------------------------------------------------------------------------
-
   #tracker(name: string): Tracker {
     return this.#get(name).tracker;
   }
 
-  /** While a snapshot is held, the map as of the newest take, unless a new history has begun since. */
-  #cbtMap(name: string, offset: number, length: number): Uint8Array {
-    const tracker = this.#tracker(name);
-    const { map: live, generationId } = tracker.cbt;
-    const newest = tracker.cow.areas.findLast((area) => area.alive);
-    const whole = newest?.generationId === generationId ? newest.frozenMap : live;
-    const partition = this.#partition(name)?.partition;
-    const map = partition === undefined ? whole : partitionMap(whole, tracker.cbt.blockSize, partition);
-    if (offset > map.length) {
-      throw new BlksnapError('EINVAL', `Cannot read the change map at ${offset}: it has ${map.length} bytes`);
-    }
-    return map.slice(offset, offset + length);
-  }
-
-  /** Ranges of a partition as ranges of its disk. Errors: EINVAL. */
-  #onWhole(name: string, ranges: readonly ByteRange[]): readonly ByteRange[] {
-    const partition = this.#partition(name)?.partition;
-    if (partition === undefined) return ranges;
-    const outside = ranges.find(({ offset, length }) => offset + length > partition.length);
-    if (outside !== undefined) {
-      throw new BlksnapError(
-        'EINVAL',
-        `Cannot mark ${outside.length} bytes at ${outside.offset} of "${name}": its size is ${partition.length}`,
-      );
-    }
-    return ranges.map(({ offset, length }) => ({ offset: partition.offset + offset, length }));
+  /** Of a partition on its disk; null for a whole disk. */
+  #range(name: string): DeviceRange | null {
+    return this.#partition(name)?.partition ?? null;
   }
 
   // --- clients --------------------------------------------------------------------------------
