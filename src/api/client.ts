@@ -373,7 +373,12 @@ export class Client {
         },
       );
     }
-    const next = /CERT|SIGNATURE/.test(cause.code ?? '') ? "; name its authority's certificate with --api-ca" : '';
+    const isCertificate = /CERT|SIGNATURE/.test(cause.code ?? '');
+    const next = isCertificate
+      ? "; name its authority's certificate with --api-ca"
+      : cause.code === 'EACCES'
+        ? ', which is for its owner alone'
+        : '';
     return this.#failure(cause, `Cannot reach the daemon at ${this.#transport.place}${next}`);
   }
 

@@ -1,7 +1,7 @@
 /** What all commands have in common: `--dir`, `--json`, where the daemon is, an example in the help, one way to fail. */
 
 import path from 'node:path';
-import { Option } from 'commander';
+import { InvalidArgumentError, Option } from 'commander';
 import type { Command } from 'commander';
 import type { Client } from '../api/client.ts';
 import { VIAS } from '../kernel/provider.ts';
@@ -42,6 +42,13 @@ export function addCommand(
     .addOption(new Option('--api <url>', 'a daemon that offers its API over TCP: https://host:port').conflicts('dir'))
     .option('--api-token <file>', 'the file that holds its token')
     .option('--api-ca <file>', "the certificate of its certificate's authority (default: those that Node trusts)");
+}
+
+/** Reads an option's value; what range it has, who uses it says. */
+export function wholeNumber(text: string): number {
+  const value = Number(text);
+  if (/^\d+$/.test(text) && Number.isSafeInteger(value)) return value;
+  throw new InvalidArgumentError('Want a whole number.');
 }
 
 /** How to make kernel devices. */

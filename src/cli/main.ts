@@ -55,7 +55,8 @@ function usageError(text: string, program: Command, args: readonly string[]): Bl
   const words = text
     .replace(/^error: /, '')
     .trim()
-    .replace(/\n+/g, ' ');
+    .replace(/\n+/g, ' ')
+    .replace(/\.$/, '');
   const next = words.includes('Did you mean') ? '' : `; see \`${commandIn(program, args)} --help\``;
   return new BlksnapError('EINVAL', words + next);
 }

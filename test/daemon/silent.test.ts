@@ -53,13 +53,19 @@ function withDaemon(dataBytes: number, test: (world: SilentWorld) => Promise<voi
   };
 }
 
-/** A program that is still starting would be killed by the signal. */
-async function hearsInterrupts(program: Program): Promise<void> {
-  const caught = (): number => {
-    const status = fs.readFileSync(`/proc/${program.child.pid}/status`, 'utf8');
-    return Number.parseInt(/^SigCgt:\s*(\w+)$/m.exec(status)![1]!.slice(-2), 16);
+/** Waits until the program has asked its daemon: one that is still starting would be killed by a signal. */
+async function asking(program: Program): Promise<void> {
+  const directory = `/proc/${program.child.pid}/fd`;
+  const isSocket = (fd: string): boolean => fs.readlinkSync(path.join(directory, fd)).startsWith('socket:');
+  const sockets = (): number => {
+    try {
+      return fs.readdirSync(directory).filter(isSocket).length;
+    } catch {
+      return 0; // Descriptors come and go.
+    }
   };
-  while (program.running && (caught() & 2) === 0) await sleep(20);
+  // Two are its outputs.
+  while (program.running && sockets() < 3) await sleep(20);
 }
 
 /** What the command had to say when Ctrl-C was pressed. It must end by itself. */
@@ -94,7 +100,7 @@ describe.concurrent('a silent daemon', { timeout: TEST_LIMIT_MS }, () => {
     withDaemon(0, async (world) => {
       world.stopDaemon();
       const backup = new Program(['backup', 'vm', '--to', world.backups, '--dir', world.dir]);
-      await hearsInterrupts(backup);
+      await asking(backup);
       await sleep(1000);
       expect(await interrupted(backup)).toEqual(CANCELLED);
       expect(world.files()).toEqual([]);

@@ -1,12 +1,11 @@
 /** backup, backups, restore, verify, prune: the work is done in this process, by the backup layer. */
 
 import type { Command } from 'commander';
-import { InvalidArgumentError } from 'commander';
 import type { DiskPoints } from '../../backup/repository.ts';
 import type { RestorePoint } from '../../backup/manifest.ts';
 import { BlksnapError } from '../../util/errors.ts';
 import { formatSeconds, formatSize, parseSize } from '../../util/units.ts';
-import { addCommand } from '../command.ts';
+import { addCommand, wholeNumber } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
 import type { BackupOptions } from '../backup-disks.ts';
 import { formatTime, printJson, printLine, printTable } from '../output.ts';
@@ -51,7 +50,7 @@ export function addBackupCommands(program: Command): void {
     .option('--no-fsfreeze', 'as for `snapshot create`')
     .option('--freeze <command>', 'as for `snapshot create`')
     .option('--thaw <command>', 'as for `snapshot create`')
-    .option('--freeze-timeout <ms>', 'as for `snapshot create`', Number)
+    .option('--freeze-timeout <ms>', 'as for `snapshot create`', wholeNumber)
     .action(async (names: string[], options: BackupOptions) => {
       const { backUpDisks } = await import('../backup-disks.ts');
       await backUpDisks(names, options);
@@ -99,12 +98,6 @@ export function addBackupCommands(program: Command): void {
     .requiredOption('--keep-last <n>', 'how many of the newest points of each disk stay', wholeNumber)
     .option('--disk <name>', 'this disk alone')
     .action(prune);
-}
-
-function wholeNumber(text: string): number {
-  const value = Number(text);
-  if (Number.isSafeInteger(value) && value >= 1) return value;
-  throw new InvalidArgumentError('Want a whole number of 1 or more.');
 }
 
 async function backups(directory: string, { disk, json }: DiskOptions): Promise<void> {

@@ -6,7 +6,7 @@ import type { Parameters } from '../../blksnap/parameters.ts';
 import type { DriverName } from '../../io/open.ts';
 import { parseHostPort } from '../../nbd/address.ts';
 import { parseSize } from '../../util/units.ts';
-import { absolute, addCommand } from '../command.ts';
+import { absolute, addCommand, wholeNumber } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
 import { printJson, printLine } from '../output.ts';
 
@@ -59,31 +59,35 @@ export function addDaemonCommand(program: Command): void {
     .addOption(
       new Option('--io <driver>', 'the I/O driver (default: the best that works)').choices(['uring', 'portable']),
     )
-    .option('--io-threads <n>', 'threads that disks are spread over, 1 to 16', Number, 1)
+    .option('--io-threads <n>', 'threads that disks are spread over, 1 to 16', wholeNumber, 1)
     .addOption(
       new Option('--log-level <level>', 'what to log, to standard error')
         .choices(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'])
         .default('info'),
     )
     .option('--filter-module <module...>', 'load filters from a file or package (docs/filters.md)')
-    .option('--tracking-block-min-shift <n>', 'tracking blocks have at least 2^n bytes (default: 16)', Number)
-    .option('--tracking-block-max-shift <n>', 'and at most 2^n (default: 26)', Number)
+    .option('--tracking-block-min-shift <n>', 'tracking blocks have at least 2^n bytes (default: 16)', wholeNumber)
+    .option('--tracking-block-max-shift <n>', 'and at most 2^n (default: 26)', wholeNumber)
     .option(
       '--tracking-block-max-count <n>',
       'a disk has at most n of them, if they may be as large (default: 2097152)',
-      Number,
+      wholeNumber,
     )
     .option('--arena <size>', 'memory for all data on its way (default: 128M)', size)
     .option('--copy-memory <size>', 'the part of it for copies (default: 32M)', size)
     .option(
       '--cow-timeout <ms>',
       'longest wait of a write for copy memory, before the snapshot is lost (default: 10000)',
-      Number,
+      wholeNumber,
     )
     .option('--storage-portion <size>', 'what the storage of a snapshot grows by (default: 1G)', size)
-    .option('--max-snapshots <n>', 'most snapshots at once (default: 256)', Number)
-    .option('--max-snapshots-per-disk <n>', 'most snapshots of one disk (default: 64)', Number)
-    .option('--max-connections <n>', 'most NBD clients at once, if the arena has room for them (default: 256)', Number)
+    .option('--max-snapshots <n>', 'most snapshots at once (default: 256)', wholeNumber)
+    .option('--max-snapshots-per-disk <n>', 'most snapshots of one disk (default: 64)', wholeNumber)
+    .option(
+      '--max-connections <n>',
+      'most NBD clients at once, if the arena has room for them (default: 256)',
+      wholeNumber,
+    )
     .action(run);
 }
 

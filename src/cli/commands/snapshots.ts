@@ -5,7 +5,7 @@ import type { Client, EventView, SnapshotView } from '../../api/client.ts';
 import { BlksnapError } from '../../util/errors.ts';
 import { formatSeconds, formatSize, parseSize } from '../../util/units.ts';
 import type { Via } from '../../kernel/provider.ts';
-import { absolute, addCommand, connect, viaOption } from '../command.ts';
+import { absolute, addCommand, connect, viaOption, wholeNumber } from '../command.ts';
 import type { CommonOptions } from '../command.ts';
 import { onInterrupt } from '../interrupt.ts';
 import { formatTime, printError, printFields, printJson, printLine, printTable } from '../output.ts';
@@ -63,7 +63,11 @@ export function addSnapshotCommands(program: Command): void {
     )
     .option('--freeze <command>', 'run by the daemon before the take; if it fails there is no snapshot')
     .option('--thaw <command>', 'run after it, whatever happened; both know $BLKSNAP_DISKS')
-    .option('--freeze-timeout <ms>', 'longest time from the freeze to the end of the take (default: 30000)', Number)
+    .option(
+      '--freeze-timeout <ms>',
+      'longest time from the freeze to the end of the take (default: 30000)',
+      wholeNumber,
+    )
     .action(create);
 
   addCommand(snapshot, 'list', { summary: 'List the snapshots that are held', examples: ['snapshot list'] }).action(
