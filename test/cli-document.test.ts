@@ -51,7 +51,16 @@ describe('docs/cli.md', () => {
 
   it('every command has the options of a client, but those that do without a daemon', () => {
     const local = [...documented.keys()].filter((command) => !help(command).includes('--api-ca'));
-    expect(local.toSorted()).toEqual(['backups', 'daemon', 'prune', 'restore', 'serve', 'verify', 'version']);
+    expect(local.toSorted()).toEqual([
+      'backups',
+      'daemon',
+      'prune',
+      'recover',
+      'restore',
+      'serve',
+      'verify',
+      'version',
+    ]);
   });
 
   it.each([...documented.keys()])('names the options of %s', (command) => {

@@ -5,6 +5,7 @@
 
 import type { BioPool } from '../block/bio.ts';
 import type { Reactor } from '../io/reactor.ts';
+import { checkGoingOn } from '../util/cancel.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { MIB } from '../util/units.ts';
 import { copyRanges } from './copy.ts';
@@ -63,7 +64,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
     const { damage, progress } = target.hidden
       ? await copyWhileChecking(job, options)
       : await checkThenCopy(job, options);
-    if (options.signal?.aborted === true) throw new BlksnapError('ECANCELED', 'Canceled');
+    checkGoingOn(options.signal);
     await target.finish();
     return { point, damage, progress };
   } catch (cause) {
