@@ -6,10 +6,10 @@
  *
  *  Its own checksum is in its name and in the manifest, so it is found, and trusted, by that. */
 
-import fs from 'node:fs';
 import path from 'node:path';
 import { RangeChecksums } from '../util/checksum.ts';
 import { syncDirectory } from '../util/directories.ts';
+import { writeDurably } from '../util/durable.ts';
 import { readText } from '../util/read-text.ts';
 import { KIB, MIB } from '../util/units.ts';
 import type { RestorePoint } from './manifest.ts';
@@ -36,13 +36,7 @@ export function writeSums(diskPath: string, id: string, sums: FileSums): string 
   const text = [`blksnap-sums 1 ${sums.fileBytes} ${sums.rangeBytes}`, ...sums.checksums, ''].join('\n');
   const checksum = checksumOf(text);
   const file = sumsFile(diskPath, id, checksum);
-  const fd = fs.openSync(file, 'w', 0o600);
-  try {
-    fs.writeFileSync(fd, text);
-    fs.fsyncSync(fd);
-  } finally {
-    fs.closeSync(fd);
-  }
+  writeDurably(file, text);
   syncDirectory(path.dirname(file));
   return checksum;
 }

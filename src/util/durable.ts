@@ -8,17 +8,27 @@ import { makeDirectories, syncDirectory } from './directories.ts';
 /** Ends the name of a file that is not complete yet. */
 export const PARTIAL = '.partial';
 
-/** Puts `text` in place of the file's content, all or nothing. */
+/** Puts `text` in place of the file's content, all or nothing. Where that fails, nothing else stays either. */
 export function replaceFile(file: string, text: string): void {
   const partial = file + PARTIAL;
-  const fd = fs.openSync(partial, 'w', 0o600);
+  try {
+    writeDurably(partial, text);
+    renameDurably(partial, file);
+  } catch (cause) {
+    fs.rmSync(partial, { force: true });
+    throw cause;
+  }
+}
+
+/** Writes a file, which is no other's, and returns when its content is on stable storage; its name may not be yet. */
+export function writeDurably(file: string, text: string): void {
+  const fd = fs.openSync(file, 'w', 0o600);
   try {
     fs.writeFileSync(fd, text);
     fs.fsyncSync(fd);
   } finally {
     fs.closeSync(fd);
   }
-  renameDurably(partial, file);
 }
 
 /** Renames within a directory, and returns when the new name is on stable storage. */

@@ -123,7 +123,13 @@ export class UringReactor implements Reactor, StreamHost {
       ring.close();
       throw errnoError(ERRNO.ENOMEM, `Cannot map ${options.arenaBytes} bytes for the arena`);
     }
-    return new UringReactor(ring, new Arena(arena.memory, arena.address), options.cooperative ?? false);
+    try {
+      return new UringReactor(ring, new Arena(arena.memory, arena.address), options.cooperative ?? false);
+    } catch (cause) {
+      unmap(arena.address, options.arenaBytes);
+      ring.close();
+      throw cause;
+    }
   }
 
   private constructor(ring: Ring, arena: Arena, cooperative: boolean) {
@@ -260,6 +266,7 @@ export class UringReactor implements Reactor, StreamHost {
     const fd = eventfd();
     if (fd < 0) throw errnoError(-fd, 'Cannot make an eventfd');
     const at = this.#allocate(8);
+    const receive = (): { message: unknown } | undefined => receiveMessageOnPort(port as MessagePort);
     let open = true;
     const completion: Completion = {
       complete: () => {
@@ -270,13 +277,7 @@ export class UringReactor implements Reactor, StreamHost {
           return;
         }
         listen();
-        for (
-          let m = receiveMessageOnPort(port as MessagePort);
-          m !== undefined;
-          m = receiveMessageOnPort(port as MessagePort)
-        ) {
-          handler(m.message);
-        }
+        for (let next = receive(); next !== undefined; next = receive()) handler(next.message);
       },
     };
     const listen = (): void => {
