@@ -10,6 +10,7 @@
 
 import fs from 'node:fs';
 import os from 'node:os';
+import { formatDeviceNumber } from '../io/sysfs.ts';
 
 export interface OriginIdentity {
   readonly kind: 'file' | 'device';
@@ -27,7 +28,7 @@ export function originIdentity(path: string): OriginIdentity {
   const stat = fs.statSync(path, { bigint: true });
   if (!stat.isBlockDevice())
     return { kind: 'file', id: stat.ino, version: stat.mtimeNs, change: stat.ctimeNs, counted: true };
-  const directory = sysfsDirectory(Number(stat.rdev));
+  const directory = `/sys/dev/block/${formatDeviceNumber(Number(stat.rdev))}`;
   return {
     kind: 'device',
     id: stat.rdev,
@@ -39,9 +40,7 @@ export function originIdentity(path: string): OriginIdentity {
 
 /** Where the kernel tells of a block device, whatever its node is called. */
 export function sysfsDirectory(rdev: number): string {
-  const major = ((rdev >>> 8) & 0xfff) | (Math.floor(rdev / 2 ** 32) & ~0xfff);
-  const minor = (rdev & 0xff) | ((rdev >>> 12) & 0xfff00);
-  return `/sys/dev/block/${major}:${minor}`;
+  return `/sys/dev/block/${formatDeviceNumber(rdev)}`;
 }
 
 /** Fields 7 and 14 of stat (Documentation/block/stat.rst); the second is there since Linux 4.19. */
