@@ -35,7 +35,7 @@ const STATUS = 'src/nbd/block-status.ts';
 const CONTEXTS = 'src/daemon/image-contexts.ts';
 const PLAN = 'src/backup/plan.ts';
 const SOURCE = 'src/backup/nbd-source.ts';
-const DURABLE = 'src/backup/durable.ts';
+const DURABLE = 'src/util/durable.ts';
 
 export const MUTATIONS: readonly Mutation[] = [
   {
