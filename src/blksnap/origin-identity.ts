@@ -28,7 +28,7 @@ export function originIdentity(path: string): OriginIdentity {
   const stat = fs.statSync(path, { bigint: true });
   if (!stat.isBlockDevice())
     return { kind: 'file', id: stat.ino, version: stat.mtimeNs, change: stat.ctimeNs, counted: true };
-  const directory = `/sys/dev/block/${formatDeviceNumber(Number(stat.rdev))}`;
+  const directory = sysfsDirectory(Number(stat.rdev));
   return {
     kind: 'device',
     id: stat.rdev,
