@@ -62,6 +62,21 @@ test('the storage grows by portions', async () => {
   await core.close();
 });
 
+test('no portion is larger than the disks together', async () => {
+  const core = await Core.open();
+  const a = await core.disk('a', 8 * MIB);
+  const b = await core.disk('b', 4 * MIB + 512);
+  const small = await core.disk('small', 64 * KIB);
+  const storage = { path: core.directory, limitBytes: Infinity };
+  const ofA = await core.set.create([a.tracker], storage);
+  expect(ofA.storage.reservedBytes).toBe(8 * MIB);
+  expect((await core.set.create([a.tracker, b.tracker], storage)).storage.reservedBytes).toBe(12 * MIB + 4 * KIB);
+  expect((await core.set.create([small.tracker], storage)).storage.reservedBytes).toBe(MIB);
+  await core.set.append(ofA.id, storage);
+  expect(ofA.storage.reservedBytes).toBe(16 * MIB);
+  await core.close();
+});
+
 test('snapshots are counted, of each disk and in all', async () => {
   const core = await Core.open({ parameters: { maxSnapshots: 3, maxSnapshotsPerDisk: 2 } });
   const a = (await core.disk('a', MIB)).tracker;

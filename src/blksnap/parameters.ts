@@ -18,7 +18,7 @@ export interface Parameters {
   readonly copyMemoryBytes: number;
   /** How long a write waits for copy memory before the snapshot breaks. */
   readonly cowTimeoutMs: number;
-  /** What the storage of a snapshot grows by, when less than half of it is free. */
+  /** What the storage of a snapshot grows by at most, when less than half of it is free. */
   readonly storagePortionBytes: number;
   readonly maxSnapshots: number;
   readonly maxSnapshotsPerDisk: number;

@@ -29,8 +29,10 @@ describe('a persistent snapshot', () => {
     await world.restart();
 
     const after = await world.core.disk('a', SIZE);
-    const image = (await world.restore([after.tracker])).images[0]!;
+    const back = await world.restore([after.tracker]);
+    const image = back.images[0]!;
     expect(image.changeNumber).toBe(number);
+    expect(back.storage.pieces[0]!.portionBytes).toBe(SIZE);
     expect((await world.core.read(image, 0, SIZE)).data.equals(old)).toBe(true);
     expect(await world.core.write(after.disk, 0, SIZE, 3)).toBe(0);
     expect((await world.core.read(image, 0, SIZE)).data.equals(old)).toBe(true);

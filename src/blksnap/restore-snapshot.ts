@@ -24,6 +24,7 @@ import { checkLabel } from './storage-label.ts';
 import { StoragePiece } from './storage-piece.ts';
 import { reopenStoragePlace } from './storage-place.ts';
 import type { StoragePlace } from './storage-place.ts';
+import { portionFor } from './storage-portion.ts';
 import type { Tracker } from './tracker.ts';
 
 export interface RestoreOptions {
@@ -56,9 +57,9 @@ export async function restoreSnapshot(
     if (content.taken === null) return null;
     const trackers = content.plan.disks.map(({ name }, disk) => trustedTracker(tracker, content, { name, disk }));
     const origins = trackers.flatMap((each) => each.origins);
+    const portionBytes = portionFor(content.plan.disks, context.portionBytes);
     for (const [number, { path, limitBytes, ...rest }] of content.places.entries()) {
       const used = content.used[number]!;
-      const { portionBytes } = context;
       const again = reopen({ path, limitBytes, ...rest });
       const limits = { limitBytes: limitBytes ?? Infinity, portionBytes };
       const piece = new StoragePiece(reactor, { path, place: again, ...limits, used });

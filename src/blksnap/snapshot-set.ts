@@ -24,6 +24,7 @@ import { discardJournal, restoreSnapshot } from './restore-snapshot.ts';
 import type { RestoreOptions } from './restore-snapshot.ts';
 import { Snapshot } from './snapshot.ts';
 import { namedPath } from './storage-place.ts';
+import { portionFor } from './storage-portion.ts';
 import type { Origin } from './origin-guard.ts';
 import { refuseOwnStorage } from './origin-guard.ts';
 import { Take } from './take.ts';
@@ -41,6 +42,14 @@ interface Use {
   /** Those that need it, also of destroyed snapshots. */
   readonly areas: Set<DiffArea>;
   readonly journal: Journal | null;
+}
+
+/** Which piece of storage, and of what. */
+interface PieceOf {
+  readonly id: string;
+  readonly piece: number;
+  readonly persistent: boolean;
+  readonly disks: ReadonlyArray<{ readonly size: number }>;
 }
 
 export interface PlanOptions {
@@ -147,11 +156,8 @@ export class SnapshotSet {
     { id, others, persistent }: PlanOptions,
   ): Promise<Take> {
     const { reactor } = this.#o;
-    const opened = await DiffStorage.open(
-      reactor,
-      this.#placeOf(storage, { id, piece: 0, persistent: persistent !== undefined }),
-      this.#listener(id),
-    );
+    const piece = { id, piece: 0, persistent: persistent !== undefined, disks: trackers.map(({ disk }) => disk) };
+    const opened = await DiffStorage.open(reactor, this.#placeOf(storage, piece), this.#listener(id));
     let journal: Journal | null = null;
     try {
       refuseOwnStorage([...originsOf(trackers), ...others], opened.pieces[0]!);
@@ -180,11 +186,8 @@ export class SnapshotSet {
   }
 
   /** Where a piece of storage goes; of a persistent snapshot, under a name. Errors: EINVAL. */
-  #placeOf(
-    storage: DiffStorageOptions,
-    { id, piece, persistent }: { readonly id: string; readonly piece: number; readonly persistent: boolean },
-  ): DiffStorageOptions {
-    const { storagePortionBytes: portionBytes } = this.#parameters;
+  #placeOf(storage: DiffStorageOptions, { id, piece, persistent, disks }: PieceOf): DiffStorageOptions {
+    const portionBytes = portionFor(disks, this.#parameters.storagePortionBytes);
     if (!persistent) return { portionBytes, ...storage };
     const path = storage.place === undefined ? namedPath(storage.path, { id, piece }) : storage.path;
     return { portionBytes, ...storage, path, persistentId: id };
@@ -288,7 +291,8 @@ export class SnapshotSet {
   async append(id: string, storage: DiffStorageOptions): Promise<void> {
     const { images, storage: opened, journal } = this.get(id);
     const trackers = images.map(({ tracker }) => tracker);
-    const place = this.#placeOf(storage, { id, piece: opened.pieces.length, persistent: journal !== null });
+    const next = { id, piece: opened.pieces.length, persistent: journal !== null, disks: images };
+    const place = this.#placeOf(storage, next);
     await opened.addPlace(place, {
       check: (fd) => refuseOwnStorage(originsOf(trackers), { path: place.path, fd }),
       before: async (piece) => await journal?.note({ place: placeNote(piece) }),
