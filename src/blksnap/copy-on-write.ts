@@ -442,16 +442,19 @@ export class CopyOnWrite implements CowRunOwner {
     // The writes have passed: what was not stored is lost to every image that would read it.
     if (status !== 0) {
       this.#setAll(run, UNSAVED);
-      if (run.area.active) this.break(run.area, status, true);
-      else this.#breakOlder(run.area, status);
+      this.storageLost(run.area, status);
     } else {
       this.#publish(run);
     }
     this.#release(run);
   }
 
-  /** A destroyed area lost a chunk that older images read through it. */
-  #breakOlder(area: DiffArea, errno: number): void {
+  /** The area lost what was stored. A destroyed one lost it for the older images that read it. */
+  storageLost(area: DiffArea, errno: number): void {
+    if (area.active) {
+      this.break(area, errno, true);
+      return;
+    }
     const older = this.#areas.slice(0, this.#areas.indexOf(area)).findLast((other) => other.active);
     if (older !== undefined) this.break(older, errno, true);
   }

@@ -69,7 +69,8 @@ class Batch implements Completion {
   }
 
   complete(result: number): void {
-    this.#storage.batchEnded(this, result === this.bytes ? 0 : result < 0 ? -result : ERRNO.ENOSPC);
+    const status = result === this.bytes ? this.piece.lost() : result < 0 ? -result : ERRNO.ENOSPC;
+    this.#storage.batchEnded(this, status);
   }
 }
 
@@ -261,6 +262,11 @@ export class DiffStorage {
     const offset = (position - piece.base) * CHUNK + skip;
     if (piece.inMemory) this.#reactor.readCached(piece.fd, to.at, to.length, offset, completion);
     else this.#reactor.read(piece.fd, to.at, to.length, offset, completion);
+  }
+
+  /** To be asked after each read: 0, or an errno when what was read there may not be what was stored. */
+  lostAt(position: number): number {
+    return this.#pieceOf(position).lost();
   }
 
   /** Writes to a row of positions, at once. */

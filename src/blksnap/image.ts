@@ -50,6 +50,9 @@ class Piece implements BioOwner, Completion {
   offset = 0;
   length = 0;
   at = 0;
+  /** Of what comes from storage. */
+  holder!: DiffArea;
+  position = 0;
   readonly #image: SnapshotImage;
 
   constructor(image: SnapshotImage) {
@@ -296,6 +299,8 @@ export class SnapshotImage implements BlockDevice {
       to = Math.min(to + CHUNK, end);
     }
     const piece = this.#piece(parent, 'storage', from, to - from, at);
+    piece.holder = holder;
+    piece.position = value - FIRST_POSITION;
     holder.storage.read(value - FIRST_POSITION, inChunk, { at, length: to - from }, piece);
     return to;
   }
@@ -334,11 +339,13 @@ export class SnapshotImage implements BlockDevice {
   }
 
   storageRead(piece: Piece, result: number): void {
-    const { parent, length } = piece;
+    const { parent, length, holder, position } = piece;
     this.#sparePieces.push(piece);
+    const lost = holder.storage.lostAt(position);
+    if (lost !== 0) this.tracker.cow.storageLost(holder, lost);
     // Freed under the read, it would read as zeros.
     const gone = this.area.released && this.#anyGone(piece.offset, length);
-    this.#pieceEnded(parent, result === length && !gone ? 0 : result < 0 ? -result : ERRNO.EIO);
+    this.#pieceEnded(parent, lost !== 0 ? lost : result === length && !gone ? 0 : result < 0 ? -result : ERRNO.EIO);
   }
 
   #anyGone(offset: number, length: number): boolean {

@@ -36,6 +36,7 @@ export class StoragePiece {
   #next = 0;
   #freed = 0;
   #reserving = false;
+  #lost = 0;
   /** The place has no more room. */
   #full = false;
   /** Hears that there is no growing any more. */
@@ -75,6 +76,12 @@ export class StoragePiece {
   /** What is stored is in memory, and read at once. */
   get inMemory(): boolean {
     return this.#o.place.kind === 'memory';
+  }
+
+  /** 0, or the errno with which something stored here was lost on its way from the page cache to the device. */
+  lost(): number {
+    if (!this.inMemory && this.#lost === 0) this.#lost = -this.#reactor.writebackError(this.fd);
+    return this.#lost;
   }
 
   get reserving(): boolean {

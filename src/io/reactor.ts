@@ -90,6 +90,9 @@ export interface Reactor {
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void;
   /** fdatasync. */
   sync(fd: number, completion: Completion): void;
+  /** Whether cached data of the file could not be written back since it was opened: 0, or -errno, which is told once. Data
+   *  that is read afterwards may not be what was written. At once; always 0 where the platform does not tell. */
+  writebackError(fd: number): number;
   /** fallocate; ends with -EOPNOTSUPP where the file system or platform cannot. */
   allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void;
   /** Closes a file, but not on this thread: freeing what only its descriptor holds may take the file system long. */

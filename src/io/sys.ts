@@ -27,6 +27,7 @@ interface Libc {
   msync(address: Num, length: Num, flags: number): number;
   lseek(fd: number, offset: Num, whence: number): Num;
   fallocate(fd: number, mode: number, offset: Num, length: Num): number;
+  syncFileRange(fd: number, offset: Num, length: Num, flags: number): number;
   fcntl(fd: number, command: number, argument: Uint8Array): number;
   ioctl(fd: number, request: Num, argument: Uint8Array): number;
   statx(directoryFd: number, path: string, flags: number, mask: number, result: Uint8Array): number;
@@ -72,6 +73,7 @@ function libc(): Libc {
     msync: bind('int msync(uint64_t, size_t, int)'),
     lseek: bind('int64_t lseek(int, int64_t, int)'),
     fallocate: bind('int fallocate(int, int, int64_t, int64_t)'),
+    syncFileRange: bind('int sync_file_range(int, int64_t, int64_t, uint32_t)'),
     fcntl: bind('int fcntl(int, int, void*)'),
     ioctl: bind('int ioctl(int, unsigned long, void*)'),
     statx: bind('int statx(int, const char*, int, uint32_t, void*)'),
@@ -152,6 +154,16 @@ export function seek(fd: number, offset: number, whence: typeof SEEK_DATA | type
 
 export function fallocate(fd: number, mode: number, offset: number, length: number): number {
   return checked(libc().fallocate(fd, mode, offset, length));
+}
+
+const SYNC_FILE_RANGE_WAIT_BEFORE = 1;
+/** Where no file has pages to wait for. */
+const BEHIND_EVERY_FILE = 2 ** 52;
+
+/** Whether the kernel failed to write cached data of the file back since it was opened: 0, or -errno, once for each failure.
+ *  Waits for nothing and writes nothing (sync_file_range(2) of a range without pages only asks). */
+export function writebackError(fd: number): number {
+  return checked(libc().syncFileRange(fd, BEHIND_EVERY_FILE, 1, SYNC_FILE_RANGE_WAIT_BEFORE));
 }
 
 /** fcntl with a structure argument (locks). */

@@ -224,6 +224,11 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
     this.#start(fd, { kind: 'sync', offset: 0, length: 0, effect }, completion);
   }
 
+  /** Caches are not simulated. */
+  writebackError(): number {
+    return 0;
+  }
+
   allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void {
     const effect = (file: SimFile): number => {
       switch (mode) {

@@ -20,7 +20,7 @@ import type {
   Stream,
 } from '../reactor.ts';
 import { InlineGuard } from '../inline-guard.ts';
-import { fallocate, ffiAvailable, mapAnonymous, unmap } from '../sys.ts';
+import { fallocate, ffiAvailable, mapAnonymous, unmap, writebackError } from '../sys.ts';
 import { negativeErrno } from './errno.ts';
 import { adoptStream, connectStream, listenOn } from './sockets.ts';
 import type { SocketHost } from './sockets.ts';
@@ -162,6 +162,10 @@ export class PortableReactor implements Reactor, SocketHost {
   }
 
   /** The system call blocks the thread: Node has no other way to it. */
+  writebackError(fd: number): number {
+    return ffiAvailable() ? writebackError(fd) : 0;
+  }
+
   allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void {
     this.started();
     const result = ffiAvailable() ? fallocate(fd, mode, offset, length) : -ERRNO.EOPNOTSUPP;

@@ -26,7 +26,7 @@ import type {
   Stream,
 } from '../reactor.ts';
 import { completed } from '../reactor.ts';
-import { eventfd, mapAnonymous, shutdownSocket, readAt, unmap, writeAt, writeVectorAt } from '../sys.ts';
+import * as sys from '../sys.ts';
 import {
   OP_ACCEPT,
   OP_ASYNC_CANCEL,
@@ -118,7 +118,7 @@ export class UringReactor implements Reactor, StreamHost {
 
   static open(options: UringOptions): UringReactor {
     const ring = Ring.open(options.entries ?? 1024);
-    const arena = mapAnonymous(options.arenaBytes);
+    const arena = sys.mapAnonymous(options.arenaBytes);
     if (typeof arena === 'number') {
       ring.close();
       throw errnoError(ERRNO.ENOMEM, `Cannot map ${options.arenaBytes} bytes for the arena`);
@@ -126,7 +126,7 @@ export class UringReactor implements Reactor, StreamHost {
     try {
       return new UringReactor(ring, new Arena(arena.memory, arena.address), options.cooperative ?? false);
     } catch (cause) {
-      unmap(arena.address, options.arenaBytes);
+      sys.unmap(arena.address, options.arenaBytes);
       ring.close();
       throw cause;
     }
@@ -175,13 +175,13 @@ export class UringReactor implements Reactor, StreamHost {
   readCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
     if (!this.#inline.allows(length, this.#now)) return this.read(fd, at, length, offset, completion);
     this.#inlined = true;
-    this.finish(completion, readAt(fd, this.arena.address + at, length, offset));
+    this.finish(completion, sys.readAt(fd, this.arena.address + at, length, offset));
   }
 
   writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
     if (!this.#inline.allows(length, this.#now)) return this.write(fd, at, length, offset, false, completion);
     this.#inlined = true;
-    this.finish(completion, writeAt(fd, this.arena.address + at, length, offset));
+    this.finish(completion, sys.writeAt(fd, this.arena.address + at, length, offset));
   }
 
   /** For streams. Ends an operation that was done at once: its completion runs later in the turn. */
@@ -202,7 +202,7 @@ export class UringReactor implements Reactor, StreamHost {
     const iovecs = this.#iovecs(segments, count);
     if (!this.#inline.allows(length, this.#now)) return this.start(OP_WRITEV, fd, iovecs, count, offset, 0, completion);
     this.#inlined = true;
-    this.finish(completion, writeVectorAt(fd, iovecs, count, offset));
+    this.finish(completion, sys.writeVectorAt(fd, iovecs, count, offset));
   }
 
   /** The address of the segments' iovecs. Good until the end of the turn, which submits. */
@@ -217,6 +217,8 @@ export class UringReactor implements Reactor, StreamHost {
   sync(fd: number, completion: Completion): void {
     this.start(OP_FSYNC, fd, 0, 0, 0, FSYNC_DATASYNC, completion);
   }
+
+  readonly writebackError = sys.writebackError;
 
   allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void {
     // fallocate(2) by io_uring: `addr` is the length, `len` the mode.
@@ -263,7 +265,7 @@ export class UringReactor implements Reactor, StreamHost {
       port.on('message', handler);
       return { wakeFd: -1, close: () => void port.off('message', handler) };
     }
-    const fd = eventfd();
+    const fd = sys.eventfd();
     if (fd < 0) throw errnoError(-fd, 'Cannot make an eventfd');
     const at = this.#allocate(8);
     const receive = (): { message: unknown } | undefined => receiveMessageOnPort(port as MessagePort);
@@ -299,7 +301,7 @@ export class UringReactor implements Reactor, StreamHost {
   async listen(address: SocketAddress, options: ListenOptions, onStream: (stream: Stream) => void): Promise<Listener> {
     const opened = openListener(await resolveHost(address), options.mode ?? 0o600);
     return this.#accept(opened.fd, opened.address, onStream, () => {
-      shutdownSocket(opened.fd); // From here on nobody connects, though the descriptor goes a turn later.
+      sys.shutdownSocket(opened.fd); // From here on nobody connects, though the descriptor goes a turn later.
       if (opened.address.kind === 'unix') fs.rmSync(opened.address.path, { force: true });
     });
   }
@@ -491,7 +493,7 @@ export class UringReactor implements Reactor, StreamHost {
     assert(this.#canClose() && this.#streams === 0, 'everything opened through the reactor was closed');
     this.#closed = true;
     this.#ring.close();
-    unmap(this.arena.address, this.arena.size);
+    sys.unmap(this.arena.address, this.arena.size);
     this.#gather.close();
   }
 }
