@@ -293,12 +293,17 @@ export const snapshotRequest = z
       .openapi({ description: 'It outlives the daemon; its images cannot be written, and its storage has a name' }),
     hooks: z
       .strictObject({
-        freeze: text,
-        thaw: text,
+        freeze: text.optional(),
+        thaw: text.optional(),
         timeoutMs: z.int().positive().max(3_600_000).optional(),
       })
+      .refine(({ freeze, thaw }) => (freeze === undefined) === (thaw === undefined), 'want freeze and thaw, or neither')
       .optional()
-      .openapi({ description: 'Shell commands that the daemon runs before and after the take; the thaw always runs' }),
+      .openapi({
+        description:
+          'Shell commands that the daemon runs before and after the take; the thaw always runs. And how long file systems ' +
+          'may be frozen, also without commands',
+      }),
   })
   .openapi('SnapshotRequest');
 

@@ -42,8 +42,13 @@ export interface SnapshotRequest extends DeviceRequest {
   readonly fsfreeze?: boolean | undefined;
   /** It outlives the daemon. */
   readonly persistent?: boolean | undefined;
-  /** Commands to run before and after the take. */
+  /** Commands to run before and after the take, both or none. */
   readonly hooks?:
-    | { readonly freeze: string; readonly thaw: string; readonly timeoutMs?: number | undefined }
+    | {
+        readonly freeze?: string | undefined;
+        readonly thaw?: string | undefined;
+        /** How long commands or file systems may keep it frozen. */
+        readonly timeoutMs?: number | undefined;
+      }
     | undefined;
 }

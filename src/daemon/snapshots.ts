@@ -175,8 +175,8 @@ export class Snapshots {
 
   /** The take, while file systems are frozen, between its hooks where it has some. */
   async #take(request: SnapshotRequest, args: IoCalls['createSnapshot']['args']): Promise<SnapshotInfo> {
-    const { hooks, fsfreeze = true } = request;
-    const timeoutMs = hooks?.timeoutMs ?? FREEZE_TIMEOUT_MS;
+    const { hooks = {}, fsfreeze = true } = request;
+    const { freeze, thaw, timeoutMs = FREEZE_TIMEOUT_MS } = hooks;
     const undo = ({ id }: SnapshotInfo): Promise<void> => this.#host.io.call('destroySnapshot', { id });
     const { paths } = this.#host;
     const take = async (): Promise<{ info: SnapshotInfo; frozenMs: number | null }> => {
@@ -189,13 +189,13 @@ export class Snapshots {
       });
       return { info: taken, frozenMs };
     };
-    if (hooks === undefined) {
+    if (freeze === undefined || thaw === undefined) {
       const { info, frozenMs } = await take();
       if (frozenMs !== null) this.#freezes.set(info.id, { frozenMs, thawError: null });
       return info;
     }
     const steps = { take: async () => (await take()).info, undo };
-    const { taken, report } = await takeFrozen({ ...hooks, timeoutMs }, args.disks, steps);
+    const { taken, report } = await takeFrozen({ freeze, thaw, timeoutMs }, args.disks, steps);
     this.#freezes.set(taken.id, report);
     if (report.thawError !== null) this.#host.log.error({ snapshot: taken.id, error: report.thawError }, 'not thawed');
     return taken;

@@ -71,6 +71,8 @@ describe('a mistake', () => {
     [['snapshot', 'create', 'vm', '--storage', '/nonexistent/x'], 5, /ENOENT|no such/],
     [['prune', '/x', '--keep-last', 'all'], 2, /whole number; see/],
     [['daemon', '--io-threads', 'many'], 2, /--io-threads.*'many' is invalid\. Want a whole number; see/],
+    [['snapshot', 'create', 'vm', '--freeze', 'true', '--freeze-timeout', '9'], 2, /give both --freeze and --thaw/],
+    [['snapshot', 'create', 'vm', '--freeze-timeout', '0'], 2, /hooks\.timeoutMs: /],
     [['snapshot', 'create', 'vm', '--freeze-timeout', 'soon'], 2, /'soon' is invalid\. Want a whole number/],
     [['detach', 'none'], 5, /No disk "none"/],
     [['daemon', '--nbd', 'nowhere'], 2, /want host:port/],
@@ -123,6 +125,14 @@ describe('output', () => {
     expect((await world.cli('snapshot', 'show', id!.slice(0, 6))).stdout).toMatch(/change number +1\nstate +good/);
     expect((await world.json('snapshot', 'destroy', id!.slice(0, 6)))['destroyed']).toBe(id);
     expect((await world.cli('snapshot', 'list')).stdout).toMatch(/^No snapshots\./);
+  });
+
+  it.each([[[]], [['--freeze', 'true', '--thaw', 'true']]])('of a snapshot with a time limit and %j', async (hooks) => {
+    const limit = ['--storage', ':memory:', '--freeze-timeout', '5000'];
+    const { id, freeze } = await world.json('snapshot', 'create', 'vm', ...limit, ...hooks);
+    // Nothing is mounted.
+    expect(freeze !== null).toBe(hooks.length > 0);
+    await world.json('snapshot', 'destroy', id as string);
   });
 
   it('of openapi is the document', async () => {

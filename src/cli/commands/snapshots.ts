@@ -126,9 +126,10 @@ async function create(names: string[], options: CreateOptions): Promise<void> {
   }
 }
 
-/** The freeze hooks as the API takes them. Errors: EINVAL for one without the other. */
+/** The freeze hooks as the API takes them; a time limit alone is for freezing file systems. Errors: EINVAL for one
+ *  command without the other. */
 export function hooksOf({ freeze, thaw, freezeTimeout: timeoutMs }: HookOptions) {
-  if (freeze === undefined && thaw === undefined && timeoutMs === undefined) return undefined;
+  if (freeze === undefined && thaw === undefined) return timeoutMs === undefined ? undefined : { timeoutMs };
   if (freeze === undefined || thaw === undefined) {
     throw new BlksnapError(
       'EINVAL',

@@ -72,6 +72,14 @@ test('a freeze ends when it is told to, when its time is over, and when its proc
   await isWritable();
 });
 
+test('a time limit that is over means no snapshot, also without commands', async () => {
+  await expect(machine.daemon.cli('snapshot', 'create', 'data', '--freeze-timeout', '1')).rejects.toThrow(
+    /Cannot freeze \/|not taken 1 ms after the freeze began/,
+  );
+  await isWritable();
+  expect(await machine.daemon.json('snapshot', 'list')).toEqual({ snapshots: [] });
+});
+
 test('what somebody else has frozen stays frozen, and the snapshot is taken', async () => {
   await sh('fsfreeze', '--freeze', place);
   let isWritten = false;
