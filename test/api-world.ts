@@ -12,6 +12,7 @@ import { BioPool, READ, WRITE, runBio } from '../src/block/bio.ts';
 import { Daemon } from '../src/daemon/daemon.ts';
 import { daemonPaths } from '../src/daemon/paths.ts';
 import { openReactor } from '../src/io/open.ts';
+import type { Arena } from '../src/io/arena.ts';
 import type { Reactor } from '../src/io/reactor.ts';
 import { NbdClient } from '../src/nbd/client.ts';
 import { parseNbdUri } from '../src/nbd/uri.ts';
@@ -70,6 +71,10 @@ export class ApiWorld {
     if (held > 0) throw new Error(`still held: ${this.pool.lent} bios, ${this.#reactor.arena.lentBytes} bytes`);
     await this.#reactor.close();
     fs.rmSync(this.directory, { recursive: true });
+  }
+
+  get arena(): Arena {
+    return this.#reactor.arena;
   }
 
   /** A new file of zeros. */

@@ -436,9 +436,10 @@ export class UringReactor implements Reactor, StreamHost {
     else this.#patienceMs = Math.min(this.#patienceMs * 2, COOPERATIVE_WAITS_MS.longest);
     this.#timers.expire(this.#now);
     this.#endDone();
-    // Replies leave in microtasks, before the hooks' background work.
-    if (runMicrotasks !== undefined) runMicrotasks();
+    // Replies leave in microtasks: before the hooks' background work, and after it those of what it ended.
+    runMicrotasks?.();
     for (const hook of this.#hooks) hook();
+    runMicrotasks?.();
     if (this.#inlined) {
       this.#inlined = false;
       this.#inline.took(this.#now, performance.now());
