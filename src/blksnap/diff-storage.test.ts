@@ -104,6 +104,14 @@ test.each([
   await core.close();
 });
 
+test('files of the kernel are no places, though they look empty', async () => {
+  const core = await Core.open();
+  const { tracker } = await core.disk('a', MIB);
+  for (const path of ['/proc/self/mem', '/proc', '/sys/kernel'])
+    await expect(core.set.create([tracker], { ...small, path })).rejects.toMatchObject({ code: 'EINVAL' });
+  await core.close();
+});
+
 test('a place with content is refused, and the storage goes on as before', async () => {
   const core = await Core.open();
   const { disk, tracker, file } = await core.disk('a', MIB);

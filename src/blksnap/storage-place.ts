@@ -4,7 +4,7 @@
 import fs from 'node:fs';
 import { sysfsDirectory } from './origin-identity.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
-import { onTmpfs, openUnnamed } from '../io/files.ts';
+import { isKernelFile, onTmpfs, openUnnamed } from '../io/files.ts';
 import { ALLOCATE_PUNCH_HOLE, completed } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
 import { memoryFile } from '../io/sys.ts';
@@ -39,11 +39,11 @@ export function openStoragePlace(path: string, action: string): StoragePlace {
   try {
     const stat = fs.statSync(path, { throwIfNoEntry: false });
     if (stat?.isBlockDevice()) return openStorageDevice(path);
-    if (stat?.isDirectory()) {
+    if (stat?.isDirectory() && !isKernelFile(path)) {
       const kind = onTmpfs(path) ? 'memory' : 'file';
       return { fd: openUnnamed(path), owned: null, given: false, kind, sizeBytes: Infinity };
     }
-    if (stat?.isFile() === false) {
+    if (stat !== undefined && (!stat.isFile() || isKernelFile(path))) {
       throw new BlksnapError('EINVAL', `${action}: want a directory, a new or empty file, or an unused block device`);
     }
     if (stat !== undefined && stat.size > 0) {
@@ -73,7 +73,11 @@ export async function releaseStoragePlace(
   if (given && !keep) {
     const { size } = fs.fstatSync(fd);
     if (size > 0) await completed((c) => reactor.allocate(fd, ALLOCATE_PUNCH_HOLE, 0, size, c));
-    fs.ftruncateSync(fd, 0);
+    try {
+      fs.ftruncateSync(fd, 0);
+    } catch {
+      // Its file system is broken, or made read-only: who gave the file finds content in it.
+    }
   }
   await completed((c) => reactor.closeFile(fd, c));
 }

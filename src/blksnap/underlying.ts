@@ -76,8 +76,17 @@ function backendOf(number: string): string | null {
 }
 
 function addPath(all: Set<Thing>, path: string): void {
-  const stat = fs.statSync(path, { throwIfNoEntry: false });
+  const stat = statOf(path);
   if (stat !== undefined) addStat(all, stat, path);
+}
+
+/** Undefined for what is gone, or where this user may not look: others' loop devices must not stop him. */
+function statOf(path: string): fs.Stats | undefined {
+  try {
+    return fs.statSync(path);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Filesystems with device numbers of their own (btrfs, say): the source of the mount tells. */
@@ -100,7 +109,7 @@ export function loopsOver(path: string): string[] {
   if (wanted === undefined) return [];
   return listNames('/sys/block').filter((name) => {
     const backing = name.startsWith('loop') ? readAttribute(`/sys/block/${name}/loop/backing_file`) : null;
-    const stat = backing === null ? undefined : fs.statSync(backing, { throwIfNoEntry: false });
+    const stat = backing === null ? undefined : statOf(backing);
     const same = stat !== undefined && stat.dev === wanted.dev && stat.ino === wanted.ino;
     return same && readAttribute(`/sys/block/${name}/ro`) !== '1';
   });

@@ -72,6 +72,13 @@ export function onTmpfs(path: string): boolean {
   return fs.statfsSync(existing).type === TMPFS_MAGIC;
 }
 
+const KERNEL_MAGICS = new Set([0x9fa0, 0x62656572]); // procfs, sysfs
+
+/** Whether what is at the path is the kernel's own words, and no file with data, whatever it looks like. */
+export function isKernelFile(path: string): boolean {
+  return KERNEL_MAGICS.has(fs.statfsSync(path).type);
+}
+
 /** How much the file system there has left for its users; Infinity where it does not say. */
 export function freeBytes(path: string): number {
   try {

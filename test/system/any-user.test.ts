@@ -1,6 +1,6 @@
 /** The daemon needs no root: as a user who may do nothing else, it serves that user's file, and snapshots it. */
 
-import { execFile, spawn } from 'node:child_process';
+import { execFile, execFileSync, spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
@@ -13,9 +13,11 @@ const BLKSNAP = path.resolve(import.meta.dirname, '../../bin/blksnap');
 const NOBODY = 65_534;
 const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-any-user-'));
 let daemon: ChildProcess | null = null;
+let loop: string | null = null;
 
 afterEach(() => {
   daemon?.kill('SIGKILL');
+  if (loop !== null) execFileSync('losetup', ['-d', loop]);
   fs.rmSync(directory, { recursive: true, force: true });
 });
 
@@ -25,8 +27,19 @@ function asNobody(): string[] {
   return ['setpriv', '--reuid', String(NOBODY), '--regid', String(NOBODY), '--clear-groups', '--bounding-set=-all'];
 }
 
+/** As root: a loop device over a file that other users cannot reach. */
+function hiddenLoop(): string | null {
+  if (process.getuid?.() !== 0) return null;
+  const hidden = path.join(directory, 'hidden');
+  fs.mkdirSync(hidden, { mode: 0o700 });
+  const file = path.join(hidden, 'loop.img');
+  fs.writeFileSync(file, Buffer.alloc(1 << 20));
+  return execFileSync('losetup', ['--find', '--show', file], { encoding: 'utf8' }).trim();
+}
+
 test('a snapshot of a file, without any rights but those to the file', async (context) => {
-  requirePrograms(context, 'setpriv', 'qemu-io');
+  requirePrograms(context, 'setpriv', 'qemu-io', 'losetup');
+  loop = hiddenLoop();
   const [program, ...words] = [...asNobody(), process.execPath, BLKSNAP];
   const env = { ...process.env, BLKSNAP_DIR: path.join(directory, 'state'), HOME: directory };
   const run = async (...args: string[]): Promise<string> =>
