@@ -132,11 +132,12 @@ export class Mapping {
     return low;
   }
 
-  /** Each target's line: as a table, or with what it tells of itself. */
+  /** Each target's line: as a table, or with what it tells of itself. One that has nothing to tell ends in a blank, as
+   *  dmsetup prints it. */
   lines(kind: 'table' | 'status'): string[] {
     return this.targets.map((target, index) => {
       const { start, length } = this.#table[index]!;
-      return `${start} ${length} ${target.type} ${target[kind]()}`.trimEnd();
+      return `${start} ${length} ${target.type} ${target[kind]()}`;
     });
   }
 

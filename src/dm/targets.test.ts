@@ -94,7 +94,7 @@ describe('zero and error', () => {
       expect(await world.run(device, op, 4096 - 512, 1024)).toBe(ERRNO.EIO);
     }
     expect(await world.run(device, FLUSH)).toBe(0);
-    expect(device.status()).toEqual(['0 8 zero', '8 8 error', '16 8 linear']);
+    expect(device.status()).toEqual(['0 8 zero ', '8 8 error ', '16 8 linear ']);
     expect(() => device.message(0, ['x'])).toThrow(/does not understand "x"/);
     expect(() => device.message(24, ['x'])).toThrow(/no sector 24/);
   });
@@ -191,7 +191,7 @@ describe('flakey', () => {
     }
     const well = await world.map('0 8 flakey a 0 1 0');
     expect(await world.write(well, 0, block(1))).toBe(0);
-    expect([...device.table(), ...device.status()]).toEqual(['0 8 flakey a 0 0 1 0', '0 8 flakey']);
+    expect([...device.table(), ...device.status()]).toEqual(['0 8 flakey a 0 0 1 0 ', '0 8 flakey ']);
   });
 
   it('goes down after its up time', async () => {
@@ -236,7 +236,7 @@ describe('flakey', () => {
     world.reactor.arena.release(at);
     expect(Buffer.from(b.bytes.subarray(0, 1024)).equals(wrong)).toBe(true);
     expect(Buffer.from(b.bytes.subarray(1024, 2048)).equals(wrong)).toBe(true);
-    expect(writes.table()).toEqual(['0 8 flakey b 0 0 1 5 corrupt_bio_byte 600 w 238 0']);
+    expect(writes.table()).toEqual(['0 8 flakey b 0 0 1 5 corrupt_bio_byte 600 w 238 0 ']);
   });
 });
 

@@ -150,8 +150,12 @@ async function show(
     printJson({ devices: wanted.map((device) => ({ name: device.name, lines: lines(device) })) });
     return;
   }
+  if (wanted.length === 0) printLine('No devices found');
   for (const device of wanted) {
-    for (const line of lines(device)) printLine(name === undefined ? `${device.name}: ${line}` : line);
+    const prefix = name === undefined ? `${device.name}: ` : '';
+    const told = lines(device);
+    // A table that is not there is an empty line.
+    for (const line of told.length > 0 ? told : ['']) printLine(prefix + line);
   }
 }
 

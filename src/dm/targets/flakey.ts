@@ -35,7 +35,7 @@ interface Features {
   /** What becomes of changes while down. */
   readonly writes: 'pass' | 'error' | 'drop';
   readonly corruption: Corruption | null;
-  /** As the table has them; empty: everything fails. */
+  /** As a table prints them, always in this order; empty: everything fails. */
   readonly words: readonly string[];
 }
 
@@ -69,7 +69,8 @@ class Flakey extends Target implements BioOwner {
 
   table(): string {
     const { words } = this.#features;
-    return [this.#port.words, this.#upMs / 1000, this.#downMs / 1000, words.length, ...words].join(' ');
+    // The kernel's ends every feature, and their count, with a blank.
+    return [this.#port.words, this.#upMs / 1000, this.#downMs / 1000, words.length, ...words, ''].join(' ');
   }
 
   get #down(): boolean {
@@ -125,24 +126,30 @@ function takeFeatures(args: TargetArgs): Features {
   let errorReads = false;
   let writes: Features['writes'] = 'pass';
   let corruption: Corruption | null = null;
-  const words: string[] = [];
+  const seen = new Set<string>();
   while (args.left > 0) {
     const name = args.word('a feature');
-    if (words.includes(name)) args.refuse(`feature "${name}" is there twice`);
-    words.push(name);
+    if (seen.has(name)) args.refuse(`feature "${name}" is there twice`);
+    seen.add(name);
     if (name === 'error_reads') errorReads = true;
     else if (name === 'error_writes' || name === 'drop_writes') {
       if (writes !== 'pass') args.refuse('error_writes and drop_writes exclude each other');
       writes = name === 'error_writes' ? 'error' : 'drop';
-    } else if (name === 'corrupt_bio_byte') {
-      corruption = takeCorruption(args);
-      words.push(String(corruption.nth), corruption.direction, String(corruption.value), '0');
-    } else
+    } else if (name === 'corrupt_bio_byte') corruption = takeCorruption(args);
+    else
       args.refuse(`unknown feature "${name}": known are error_reads, error_writes, drop_writes and corrupt_bio_byte`);
   }
   if (corruption?.direction === 'w' && writes !== 'pass') args.refuse('writes that do not happen cannot be corrupted');
   if (corruption?.direction === 'r' && errorReads) args.refuse('reads that fail cannot be corrupted');
-  return { errorReads, writes, corruption, words };
+  return { errorReads, writes, corruption, words: featureWords({ errorReads, writes, corruption }) };
+}
+
+function featureWords({ errorReads, writes, corruption }: Omit<Features, 'words'>): string[] {
+  const words = errorReads ? ['error_reads'] : [];
+  if (writes !== 'pass') words.push(`${writes}_writes`);
+  if (corruption !== null)
+    words.push('corrupt_bio_byte', String(corruption.nth), corruption.direction, String(corruption.value), '0');
+  return words;
 }
 
 function takeCorruption(args: TargetArgs): Corruption {
