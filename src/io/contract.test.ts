@@ -1,8 +1,11 @@
 /** Both drivers keep the reactor contract. */
 
+import { MessageChannel } from 'node:worker_threads';
 import { describe, expect, it } from 'vitest';
 import { reactorContract } from '../../test/contracts/reactor.ts';
+import { openDescriptors } from '../../test/contracts/reactor-bench.ts';
 import { MIB } from '../util/units.ts';
+import { NO_MEMORY } from './arena.ts';
 import { chooseDriver, openReactor } from './open.ts';
 
 const arenaBytes = 32 * MIB;
@@ -13,6 +16,25 @@ describe('portable', () => reactorContract(() => openReactor({ driver: 'portable
 describe('uring', () => {
   if (choice.driver === 'uring') reactorContract(() => openReactor({ driver: 'uring', arenaBytes, cooperative: true }));
   else it('keeps the reactor contract', (context) => context.skip(choice.reason));
+});
+
+it('uring opens nothing when its arena is full', async (context) => {
+  context.skip(choice.driver !== 'uring', choice.reason);
+  const reactor = await openReactor({ driver: 'uring', arenaBytes: MIB });
+  const descriptors = openDescriptors();
+  const places: number[] = [];
+  for (let length = MIB; length >= 1; length /= 2) {
+    for (let at = reactor.arena.allocate(length); at !== NO_MEMORY; at = reactor.arena.allocate(length))
+      places.push(at);
+  }
+  const { port1 } = new MessageChannel();
+  expect(() => reactor.onMessages(port1, () => {})).toThrow(/arena is full/);
+  const address = { kind: 'tcp', host: '127.0.0.1', port: 9 } as const;
+  await expect(reactor.connect(address)).rejects.toMatchObject({ code: 'ENOMEM' });
+  expect(openDescriptors()).toBe(descriptors);
+  for (const at of places) reactor.arena.release(at);
+  port1.close();
+  await reactor.close();
 });
 
 describe('openReactor', () => {

@@ -31,7 +31,6 @@ import {
   OP_ACCEPT,
   OP_ASYNC_CANCEL,
   OP_CLOSE_ASYNC,
-  OP_CONNECT,
   OP_FALLOCATE,
   OP_FSYNC,
   OP_READ,
@@ -39,7 +38,7 @@ import {
   OP_WRITEV,
   Ring,
 } from './ring.ts';
-import { boundPort, describe, encodeAddress, openListener, openSocket, prepareSocket, resolveHost } from './sockets.ts';
+import { boundPort, connectSocket, openListener, prepareSocket, resolveHost } from './sockets.ts';
 import { STREAM_MEMORY, UringStream } from './stream.ts';
 import type { StreamHost } from './stream.ts';
 import { Timers } from '../timers.ts';
@@ -265,9 +264,12 @@ export class UringReactor implements Reactor, StreamHost {
       port.on('message', handler);
       return { wakeFd: -1, close: () => void port.off('message', handler) };
     }
-    const fd = sys.eventfd();
-    if (fd < 0) throw errnoError(-fd, 'Cannot make an eventfd');
     const at = this.#allocate(8);
+    const fd = sys.eventfd();
+    if (fd < 0) {
+      this.arena.release(at);
+      throw errnoError(-fd, 'Cannot make an eventfd');
+    }
     const receive = (): { message: unknown } | undefined => receiveMessageOnPort(port as MessagePort);
     let open = true;
     const completion: Completion = {
@@ -348,19 +350,15 @@ export class UringReactor implements Reactor, StreamHost {
   }
 
   async connect(address: SocketAddress): Promise<Stream> {
-    const resolved = await resolveHost(address);
-    const encoded = encodeAddress(resolved);
-    const fd = openSocket(resolved);
-    const at = this.#allocate(encoded.length);
-    this.arena.bytes.set(encoded, at);
-    const result = await completed((c) => this.start(OP_CONNECT, fd, this.arena.address + at, 0, encoded.length, 0, c));
-    this.arena.release(at);
-    if (result < 0) {
-      fs.closeSync(fd);
-      throw errnoError(-result, `Cannot connect to ${describe(address)}`);
+    // Its memory first, which holds the address until it is connected: without any, nothing is open yet.
+    const at = this.#allocate(STREAM_MEMORY);
+    try {
+      const fd = await connectSocket(this, address, at);
+      return this.#stream(fd, fd, true, at);
+    } catch (cause) {
+      this.arena.release(at);
+      throw cause;
     }
-    if (resolved.kind === 'tcp') prepareSocket(fd);
-    return this.#stream(fd, fd, true, this.#allocate(STREAM_MEMORY));
   }
 
   adopt(readFd: number, writeFd: number): Stream {

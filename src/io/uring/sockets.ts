@@ -1,12 +1,15 @@
-/** Listening sockets and socket addresses for the uring driver, by direct system calls. */
+/** Listening sockets, connected ones, and socket addresses for the uring driver, by direct system calls. */
 
 import dns from 'node:dns';
 import fs from 'node:fs';
 import net from 'node:net';
 import { BlksnapError, errnoError } from '../../util/errors.ts';
-import { KEEPALIVE_IDLE_S } from '../reactor.ts';
+import type { Arena } from '../arena.ts';
+import { KEEPALIVE_IDLE_S, completed } from '../reactor.ts';
 import type { SocketAddress } from '../reactor.ts';
 import { AF_INET, AF_INET6, AF_UNIX, bindSocket, listenSocket, setSocketOption, socket, socketName } from '../sys.ts';
+import { OP_CONNECT } from './ring.ts';
+import type { StreamHost } from './stream.ts';
 
 const BACKLOG = 1024;
 const SOL_SOCKET = 1;
@@ -22,7 +25,7 @@ const KEEPALIVE_PROBES = 6;
 /** sizeof(sockaddr_un.sun_path), with its terminating zero. */
 const UNIX_PATH_MAX = 108;
 
-export function describe(address: SocketAddress): string {
+function describe(address: SocketAddress): string {
   if (address.kind === 'unix') return `unix:${address.path}`;
   return address.host.includes(':') ? `[${address.host}]:${address.port}` : `${address.host}:${address.port}`;
 }
@@ -44,7 +47,7 @@ function familyOf(address: SocketAddress): number {
 }
 
 /** The address as a struct sockaddr (unix(7), ip(7), ipv6(7)). The host must be an IP address. */
-export function encodeAddress(address: SocketAddress): Uint8Array {
+function encodeAddress(address: SocketAddress): Uint8Array {
   if (address.kind === 'unix') {
     const path = Buffer.from(address.path);
     if (path.length === 0 || path.length >= UNIX_PATH_MAX) {
@@ -111,9 +114,24 @@ export function boundPort(fd: number): number {
 }
 
 /** A new socket for connecting. */
-export function openSocket(address: SocketAddress): number {
-  const fd = socket(familyOf(address));
+interface ConnectHost extends Pick<StreamHost, 'start'> {
+  readonly arena: Arena;
+}
+
+/** A connected socket. The address lies at `at` meanwhile. */
+export async function connectSocket(host: ConnectHost, address: SocketAddress, at: number): Promise<number> {
+  const resolved = await resolveHost(address);
+  const encoded = encodeAddress(resolved);
+  const fd = socket(familyOf(resolved));
   if (fd < 0) throw errnoError(-fd, 'Cannot make a socket');
+  const { arena } = host;
+  arena.bytes.set(encoded, at);
+  const result = await completed((c) => host.start(OP_CONNECT, fd, arena.address + at, 0, encoded.length, 0, c));
+  if (result < 0) {
+    fs.closeSync(fd);
+    throw errnoError(-result, `Cannot connect to ${describe(address)}`);
+  }
+  if (resolved.kind === 'tcp') prepareSocket(fd);
   return fd;
 }
 
