@@ -14,7 +14,7 @@ import { VM_KERNELS, missingForVm, prepareVm, runInVm } from './vm/run.mjs';
 const MEMORY_MIB = 2048;
 const LIMIT_SECONDS = 900;
 /** What `npm test` leaves to `npm run test:kernel`: the same as others on other ways. */
-const LONG = ['test/kernel/uml/themes.test.ts', 'test/kernel/uml/lvm.test.ts'];
+const LONG = ['themes', 'lvm', 'live-refusals', 'nbd-variants'].map((name) => `test/kernel/uml/${name}.test.ts`);
 
 /** What gets a machine of its own: it takes ram disks and loop devices as it finds them in a new one. */
 const ALONE = new Set(['test/kernel/uml/power-loss.test.ts']);
