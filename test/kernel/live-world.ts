@@ -58,6 +58,12 @@ export const XFS: FileSystem = {
 /** How a volume is made: by this table, or as the function does it. */
 type Making = string | ((volume: string) => void);
 
+/** What live attach takes of the kernel; /dev/ram0 to /dev/ram3 are there then. */
+export function loadModules(): void {
+  for (const name of ['nbd', 'dm-mod']) run('modprobe', name);
+  if (!fs.existsSync('/dev/ram0')) run('modprobe', 'brd', 'rd_nr=4', `rd_size=${320 * 1024}`);
+}
+
 export class LiveWorld {
   readonly daemon = new DaemonUnderTest();
   readonly client = new Client({ dir: this.daemon.state });

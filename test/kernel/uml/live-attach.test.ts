@@ -7,7 +7,7 @@ import path from 'node:path';
 import { afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest';
 import { BlksnapError } from '../../../src/util/errors.ts';
 import { Prng } from '../../../src/util/prng.ts';
-import { LiveWorld, run } from '../live-world.ts';
+import { LiveWorld, loadModules, run } from '../live-world.ts';
 import type { DeathPoint } from '../live-world.ts';
 
 const ROUNDS = Number(process.env['ROUNDS'] ?? 3);
@@ -25,10 +25,7 @@ vi.setConfig({ testTimeout: LIMIT_MS, hookTimeout: LIMIT_MS });
 
 let world: LiveWorld;
 
-beforeAll(() => {
-  for (const name of ['nbd', 'dm-mod']) run('modprobe', name);
-  if (!fs.existsSync('/dev/ram0')) run('modprobe', 'brd', 'rd_nr=4', `rd_size=${320 * 1024}`);
-});
+beforeAll(loadModules);
 beforeEach(async () => {
   world = new LiveWorld('vol', TABLE);
   await world.start();

@@ -8,7 +8,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest';
 import { Client } from '../../../src/api/client.ts';
-import { LiveWorld, run } from '../live-world.ts';
+import { LiveWorld, loadModules, run } from '../live-world.ts';
 
 const BLKSNAP = path.resolve(import.meta.dirname, '../../../bin/blksnap');
 const TABLE = '0 131072 linear 1:0 2048\n';
@@ -18,10 +18,7 @@ vi.setConfig({ testTimeout: LIMIT_MS, hookTimeout: LIMIT_MS });
 
 let world: LiveWorld;
 
-beforeAll(() => {
-  for (const name of ['nbd', 'dm-mod']) run('modprobe', name);
-  if (!fs.existsSync('/dev/ram0')) run('modprobe', 'brd', 'rd_nr=4', `rd_size=${320 * 1024}`);
-});
+beforeAll(loadModules);
 beforeEach(() => {
   world = new LiveWorld('vol', TABLE);
 });
