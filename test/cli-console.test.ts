@@ -4,15 +4,16 @@ import { execFile, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { promisify } from 'node:util';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 
-import { MIB } from '../src/util/units.ts';
+import { KIB, MIB } from '../src/util/units.ts';
 import { requirePrograms, requireRoot } from './requirements.ts';
 import { DaemonUnderTest } from './system/daemon-under-test.ts';
 
 const BLKSNAP = path.join(import.meta.dirname, '../bin/blksnap');
 const UUID = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\n$/;
 const SIZE = 16 * MIB;
+const PATIENCE = { timeout: 60_000, interval: 50 };
 let daemon: DaemonUnderTest;
 let first: string;
 let second: string;
@@ -23,13 +24,40 @@ interface Outcome {
   readonly stderr: string;
 }
 
-async function blksnap(...words: string[]): Promise<Outcome> {
-  return await new Promise((resolve) => {
-    const env = { ...process.env, BLKSNAP_DIR: daemon.state };
-    execFile(BLKSNAP, words, { env }, (cause, stdout, stderr) => {
-      resolve({ code: typeof cause?.code === 'number' ? cause.code : 0, stdout, stderr });
-    });
+interface Started {
+  readonly pid: number;
+  readonly ended: Promise<Outcome>;
+  /** What it has printed so far. */
+  said(): string;
+}
+
+function started(...words: string[]): Started {
+  const env = { ...process.env, BLKSNAP_DIR: daemon.state };
+  let end!: (outcome: Outcome) => void;
+  const ended = new Promise<Outcome>((resolve) => (end = resolve));
+  const child = execFile(BLKSNAP, words, { env }, (cause, stdout, stderr) => {
+    end({ code: typeof cause?.code === 'number' ? cause.code : 0, stdout, stderr });
   });
+  let said = '';
+  child.stdout?.on('data', (text: string) => (said += text));
+  return { pid: child.pid!, ended, said: () => said };
+}
+
+async function blksnap(...words: string[]): Promise<Outcome> {
+  return await started(...words).ended;
+}
+
+/** Beside its standard streams: it talks to the daemon. */
+function hasSocket(pid: number): boolean {
+  const directory = `/proc/${pid}/fd`;
+  const sockets = fs.readdirSync(directory).filter((fd) => {
+    try {
+      return Number(fd) > 2 && fs.readlinkSync(`${directory}/${fd}`).startsWith('socket:');
+    } catch {
+      return false;
+    }
+  });
+  return sockets.length > 0;
 }
 
 /** What it prints; fails the test unless it succeeds and complains of nothing. */
@@ -174,16 +202,23 @@ describe.sequential('the console tool', () => {
     expect(await blksnap('snapshot_watcher', '-i', id)).toMatchObject({ code: 5 });
   });
 
-  it('snapshot_watcher ends with its snapshot, snapshot_waitevent by a signal', async () => {
-    const id = (await says('snapshot_create', '-d', 'first')).trim();
-    const watcher = blksnap('snapshot_watcher', '-i', id);
-    const waiting = spawnSync('timeout', ['-s', 'INT', '1.5', BLKSNAP, 'snapshot_waitevent', '-i', id, '-t', '60000'], {
-      env: { ...process.env, BLKSNAP_DIR: daemon.state },
-      encoding: 'utf8',
-    });
-    expect(waiting.stdout).toBe('result=interrupted\n');
+  it('snapshot_watcher ends with its snapshot, snapshot_waitevent by a signal', async (context) => {
+    requirePrograms(context, 'qemu-io');
+    const id = (await says('snapshot_create', '-d', 'first', '-f', daemon.directory, '--limit=1M')).trim();
+    await says('snapshot_take', '-i', id);
+    const watcher = started('snapshot_watcher', '-i', id);
+    // Once it has told of something it watches; one that comes after the end finds no snapshot.
+    await write('first', 0, MIB - 64 * KIB);
+    await vi.waitFor(() => expect(watcher.said()).toMatch(/event=low_free_space\n$/), PATIENCE);
+    expect(await says('snapshot_waitevent', '-i', id, '-t', '0')).toMatch(/event=low_free_space\n/);
+
+    const waiting = started('snapshot_waitevent', '-i', id, '-t', '600000');
+    await vi.waitFor(() => expect(hasSocket(waiting.pid)).toBe(true), PATIENCE);
+    process.kill(waiting.pid, 'SIGINT');
+    expect(await waiting.ended).toEqual({ code: 0, stdout: 'result=interrupted\n', stderr: '' });
+
     await says('snapshot_destroy', '-i', id);
-    expect(await watcher).toEqual({ code: 0, stdout: '', stderr: '' });
+    expect(await watcher.ended).toEqual({ code: 0, stdout: watcher.said(), stderr: '' });
   });
 
   it('detach', async () => {

@@ -154,6 +154,7 @@ export class StoragePiece {
       return -result;
     }
     this.#reserved = Math.max(this.#reserved, from + count);
+    if (!this.#canGrow) this.onFull();
     return 0;
   }
 

@@ -152,9 +152,9 @@ async function waitEvent(options: WaitOptions): Promise<void> {
   if (!Number.isSafeInteger(timeoutMs) || timeoutMs < 0) {
     throw new BlksnapError('EINVAL', `Cannot wait "${options.timeout}": want a number of milliseconds`);
   }
-  const client = await connect(options);
   const interrupt = onInterrupt();
   try {
+    const client = await connect(options);
     const event = await nextEvent(client, options.id, { timeoutMs, signal: interrupt.signal });
     if (event === null) printResult('timeout', options);
     else if (options.json) printJson({ result: 'ok', event });
