@@ -22,6 +22,7 @@ import { READ, WRITE } from '../block/bio.ts';
 import type { Bio } from '../block/bio.ts';
 import { assert } from '../util/assert.ts';
 import { ERRNO } from '../util/errors.ts';
+import { AreaList } from './area-list.ts';
 import {
   CHUNK,
   FIRST_POSITION,
@@ -50,13 +51,7 @@ const HOLES_FROM = 16;
 export class CopyOnWrite implements CowRunOwner {
   readonly #o: CopyOnWriteOptions;
   readonly #words: Int32Array;
-  /** Oldest first. */
-  #areas: DiffArea[] = [];
-  /** The newest area that takes copies, and its place in #areas. */
-  #live: DiffArea | null = null;
-  #liveIndex = -1;
-  /** One more whenever another area is live: what writes found to be safe in the one before says nothing then. */
-  #era = 0;
+  readonly areas = new AreaList();
   readonly #spareRuns: CowRun[] = [];
   readonly #persistent: PersistentCopies;
   readonly #starved: StarvedWrites;
@@ -72,7 +67,7 @@ export class CopyOnWrite implements CowRunOwner {
       timeoutMs,
       goOn: (bio) => this.#unwait(bio),
       timedOut: () => {
-        if (this.#live !== null) this.break(this.#live, ERRNO.ETIMEDOUT, false);
+        if (this.areas.live !== null) this.break(this.areas.live, ERRNO.ETIMEDOUT, false);
       },
     });
     this.#persistent = new PersistentCopies({
@@ -86,128 +81,67 @@ export class CopyOnWrite implements CowRunOwner {
     });
   }
 
-  get areas(): readonly DiffArea[] {
-    return this.#areas;
-  }
-
   /** Whether a write must ask `passable` at all. */
   get active(): boolean {
-    return this.#live !== null;
+    return this.areas.live !== null;
   }
 
-  // --- the list of areas ----------------------------------------------------------------------
+  // --- the areas ------------------------------------------------------------------------------
 
   /** The area becomes the newest. Behind the gate. */
   add(area: DiffArea): void {
-    this.#areas.push(area);
-    this.#findLive();
+    this.areas.add(area);
+    this.#persistent.update(this.areas.all);
   }
 
   /** The snapshot of `area` is gone. Returns the areas that nobody needs any more, for their storage to be released. */
   remove(area: DiffArea): DiffArea[] {
-    area.alive = false;
-    const index = this.#areas.indexOf(area);
-    // A persistent one has all of its own.
-    const needs = (other: DiffArea): boolean => other.active && other.journal === null;
-    const older = this.#areas.findLastIndex((other, i) => i < index && needs(other));
-    if (older >= 0) area.discard((chunk) => this.#unsavedBetween(older, index, chunk));
-    const useless = this.#areas.filter(
-      (other, i) => !other.alive && !this.#areas.some((user, j) => j < i && needs(user)),
-    );
-    this.#areas = this.#areas.filter((other) => !useless.includes(other));
-    this.#findLive();
+    const useless = this.areas.remove(area);
+    this.#persistent.update(this.areas.all);
     this.#starved.wakeAll();
     return useless;
-  }
-
-  #unsavedBetween(from: number, to: number, chunk: ChunkIndex): boolean {
-    for (let i = from; i < to; i++) {
-      if (isSaved(this.#areas[i]!.table.get(chunk))) return false;
-    }
-    return true;
-  }
-
-  #findLive(): void {
-    this.#liveIndex = this.#areas.findLastIndex((area) => area.active);
-    const live = this.#areas[this.#liveIndex] ?? null;
-    if (live !== this.#live) this.#era++;
-    this.#live = live;
-    this.#persistent.update(this.#areas);
-  }
-
-  /** The first area from `from` on that has saved the chunk, or null when the origin still has it. */
-  lookUp(from: number, chunk: ChunkIndex): DiffArea | null {
-    for (let i = from; i < this.#areas.length; i++) {
-      const area = this.#areas[i]!;
-      if (isSaved(area.table.get(chunk))) return area;
-    }
-    return null;
-  }
-
-  indexOf(area: DiffArea): number {
-    return this.#areas.indexOf(area);
   }
 
   /** Gives the image of `area` up; its origin goes on. `lost`: chunks that older images read
    *  through this area are lost with it. */
   break(area: DiffArea, errno: number, lost: boolean): void {
     if (!area.active) return;
-    const index = this.#areas.indexOf(area);
-    const victims = lost ? this.#areas.slice(0, index + 1).filter((other) => other.active) : [area];
+    const victims = lost ? this.areas.activeUpTo(area) : [area];
     for (const victim of victims) victim.brokenBy = errno;
-    this.#findLive();
+    this.areas.findLive();
+    this.#persistent.update(this.areas.all);
     this.counters.brokenImages += victims.length;
     // Before the storage is given back: who hears of it wants to know how full it was.
     for (const victim of victims) this.#o.onBroken(victim, errno);
-    if (!this.#areas.some((other, i) => i <= index && other.active)) {
-      for (const victim of victims) victim.discard(() => false);
-    }
+    if (this.areas.activeUpTo(area).length === 0) for (const victim of victims) victim.discard(() => false);
     this.#starved.wakeAll();
   }
 
   /** Nobody will read this range of the area's image again: what was saved of it is freed, and writes there are no
-   *  longer copied. What older images read through this area stays, and so do chunks on their way. Slow path. */
+   *  longer copied. Slow path. */
   release(area: DiffArea, offset: number, length: number): void {
-    const index = this.#areas.indexOf(area);
-    // What outlives the process is kept as a whole.
-    if (index < 0 || !area.active || area.journal !== null) return;
-    area.released = true;
-    const older = this.#areas.findLastIndex((other, i) => i < index && other.active);
-    const first = chunkOf(offset + CHUNK - 1);
-    const end = offset + length >= area.size ? area.lastChunk + 1 : chunkOf(offset + length);
-    const needed = older < 0 ? null : (chunk: ChunkIndex): boolean => this.#unsavedBetween(older, index, chunk);
-    this.counters.releasedChunks += area.lose(first, end, needed);
+    this.counters.releasedChunks += this.areas.release(area, offset, length);
   }
 
   /** The origin has another size. Growth needs nothing: what lies beyond an area's size is not its business.
    *  After shrinking, images that still read what was cut off are lost. Behind the gate. */
   resized(size: number): void {
-    for (const [index, area] of this.#areas.entries()) {
-      if (area.active && area.size > size && this.#readsOrigin(index, size)) this.break(area, ERRNO.ESTALE, false);
+    for (const area of this.areas.all) {
+      if (area.active && area.size > size && this.areas.readsOrigin(area, size)) this.break(area, ERRNO.ESTALE, false);
     }
-  }
-
-  /** Whether an image depends on any of the origin's data from `offset` on. */
-  #readsOrigin(index: number, offset: number): boolean {
-    const { lastChunk } = this.#areas[index]!;
-    for (let chunk = chunkOf(offset); chunk <= lastChunk; chunk++) {
-      if (this.lookUp(index, chunk) === null) return true;
-    }
-    return false;
   }
 
   // --- the way of a write ---------------------------------------------------------------------
 
   /** Whether the write may pass now: the hot path of every write while a snapshot is held. */
   passable(bio: Bio, first: ChunkIndex = chunkOf(bio.offset)): boolean {
-    const live = this.#live;
+    const { live } = this.areas;
     if (live === null) return true;
     if (this.#persistent.barred) return false;
     const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;
-    const newest = this.#liveIndex === this.#areas.length - 1;
     for (let chunk = first; chunk <= last;) {
       if (isSaved(live.table.get(chunk))) chunk = live.table.after(chunk);
-      else if (newest || this.lookUp(this.#liveIndex + 1, chunk) === null) return false;
+      else if (!this.areas.savedLater(chunk)) return false;
       else chunk++;
     }
     return true;
@@ -222,11 +156,11 @@ export class CopyOnWrite implements CowRunOwner {
 
   /** Starts or joins the reads that the write needs from `first` on, and holds it until they ended. */
   #protect(bio: Bio, first: ChunkIndex): void {
-    const live = this.#live;
+    const { live } = this.areas;
     assert(live !== null, 'a snapshot is held');
     bio.waiting++;
     // A read that ends at once may break the live area: then it is the old era that counts.
-    bio.era = this.#era;
+    bio.era = this.areas.era;
     bio.reached = first;
     const starved = !this.#persistent.barred && this.#protectFrom(live, bio, first);
     // Also for what was just found to be a hole; one that waits for memory looks again afterwards.
@@ -249,7 +183,7 @@ export class CopyOnWrite implements CowRunOwner {
       const value = live.table.get(chunk);
       if (isSaved(value)) {
         chunk = live.table.after(chunk);
-      } else if (this.lookUp(this.#liveIndex + 1, chunk) !== null) {
+      } else if (this.areas.savedLater(chunk)) {
         chunk++;
       } else if (value >= READING) {
         const run = live.runs[runOf(value)]!;
@@ -280,11 +214,10 @@ export class CopyOnWrite implements CowRunOwner {
 
   /** Marks chunks that lie in a hole as zeros, as far as nothing is saved or being read there. */
   #markHole(live: DiffArea, from: ChunkIndex, end: ChunkIndex): void {
-    const newest = this.#liveIndex === this.#areas.length - 1;
     let chunk = from;
     while (chunk < end) {
-      let count = newest ? live.table.zeroEmpty(chunk, end) : 0;
-      if (count === 0 && live.table.get(chunk) === UNSAVED && this.lookUp(this.#liveIndex + 1, chunk) === null) {
+      let count = this.areas.liveIsNewest ? live.table.zeroEmpty(chunk, end) : 0;
+      if (count === 0 && live.table.get(chunk) === UNSAVED && !this.areas.savedLater(chunk)) {
         live.table.set(chunk, ZERO);
         count = 1;
       }
@@ -304,7 +237,7 @@ export class CopyOnWrite implements CowRunOwner {
    *  snapshot has broken, and another taken over, meanwhile. */
   #unwait(bio: Bio): void {
     if (--bio.waiting > 0) return;
-    const first = bio.era === this.#era ? (bio.reached as ChunkIndex) : chunkOf(bio.offset);
+    const first = bio.era === this.areas.era ? (bio.reached as ChunkIndex) : chunkOf(bio.offset);
     if (!this.passable(bio, first)) {
       this.#protect(bio, first);
       return;
@@ -321,7 +254,7 @@ export class CopyOnWrite implements CowRunOwner {
     let count = 1;
     while (count < MAX_RUN && first + count <= last) {
       const next = (first + count) as ChunkIndex;
-      if (area.table.get(next) !== UNSAVED || this.lookUp(this.#liveIndex + 1, next) !== null) break;
+      if (area.table.get(next) !== UNSAVED || this.areas.savedLater(next)) break;
       count++;
     }
     const { memory, pool } = this.#o;
@@ -455,7 +388,7 @@ export class CopyOnWrite implements CowRunOwner {
       this.break(area, errno, true);
       return;
     }
-    const older = this.#areas.slice(0, this.#areas.indexOf(area)).findLast((other) => other.active);
+    const older = this.areas.activeUpTo(area).at(-1);
     if (older !== undefined) this.break(older, errno, true);
   }
 

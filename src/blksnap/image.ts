@@ -228,13 +228,13 @@ export class SnapshotImage implements BlockDevice {
   /** Starts one operation for each part of the range that lies in one place. */
   #readRange(parent: Bio, offset: number, length: number, at: number): void {
     const cow = this.tracker.cow;
-    const index = cow.indexOf(this.area);
+    const index = cow.areas.indexOf(this.area);
     const end = offset + length;
     let from = offset;
     while (from < end) {
       const chunk = chunkOf(from);
       const overlaid = this.#overlay.table.get(chunk);
-      const holder = overlaid !== UNSAVED ? this.area : cow.lookUp(index, chunk);
+      const holder = overlaid !== UNSAVED ? this.area : cow.areas.lookUp(index, chunk);
       if (holder === null) {
         from = this.#readOrigin(parent, index, from, end, at + from - offset);
         continue;
@@ -254,7 +254,11 @@ export class SnapshotImage implements BlockDevice {
   #readOrigin(parent: Bio, index: number, from: number, end: number, at: number): number {
     const cow = this.tracker.cow;
     let to = (chunkOf(from) + 1) * CHUNK;
-    while (to < end && this.#overlay.table.get(chunkOf(to)) === UNSAVED && cow.lookUp(index, chunkOf(to)) === null)
+    while (
+      to < end &&
+      this.#overlay.table.get(chunkOf(to)) === UNSAVED &&
+      cow.areas.lookUp(index, chunkOf(to)) === null
+    )
       to += CHUNK;
     to = Math.min(to, end);
     const piece = this.#piece(parent, 'origin', from, to - from, at);
@@ -293,7 +297,7 @@ export class SnapshotImage implements BlockDevice {
       // Older areas come first: the row ends where one of them has saved the chunk.
       if (
         table !== this.#overlay.table &&
-        this.tracker.cow.lookUp(this.tracker.cow.indexOf(this.area), follows) !== holder
+        this.tracker.cow.areas.lookUp(this.tracker.cow.areas.indexOf(this.area), follows) !== holder
       )
         break;
       to = Math.min(to + CHUNK, end);
@@ -330,10 +334,10 @@ export class SnapshotImage implements BlockDevice {
 
   #anySaved(offset: number, length: number): boolean {
     const cow = this.tracker.cow;
-    const index = cow.indexOf(this.area);
+    const index = cow.areas.indexOf(this.area);
     const last = chunkOf(offset + length - 1);
     for (let chunk = chunkOf(offset); chunk <= last; chunk++) {
-      if (cow.lookUp(index, chunk) !== null) return true;
+      if (cow.areas.lookUp(index, chunk) !== null) return true;
     }
     return false;
   }
@@ -368,7 +372,7 @@ export class SnapshotImage implements BlockDevice {
     const result: Extent[] = [];
     const origin = await this.tracker.disk.extents(offset, Math.min(length, EXTENTS_BYTES));
     const cow = this.tracker.cow;
-    const index = cow.indexOf(this.area);
+    const index = cow.areas.indexOf(this.area);
     let from = offset;
     for (const extent of origin) {
       const end = Math.min(from + extent.length, offset + length);
@@ -376,7 +380,7 @@ export class SnapshotImage implements BlockDevice {
         const chunk = chunkOf(from);
         const to = Math.min((chunk + 1) * CHUNK, end);
         const overlaid = this.#overlay.table.get(chunk);
-        const value = overlaid !== UNSAVED ? overlaid : (cow.lookUp(index, chunk)?.table.get(chunk) ?? UNSAVED);
+        const value = overlaid !== UNSAVED ? overlaid : (cow.areas.lookUp(index, chunk)?.table.get(chunk) ?? UNSAVED);
         if (value === UNSAVED) pushExtent(result, to - from, extent.hole, extent.zero);
         else pushExtent(result, to - from, value === ZERO, value === ZERO);
         from = to;

@@ -94,7 +94,7 @@ describe('a persistent snapshot', () => {
     const [a, b] = [await world.core.disk('a', SIZE), await world.core.disk('b', SIZE)];
     const old = fs.readFileSync(b.file);
     await world.take([a.tracker, b.tracker]);
-    a.tracker.cow.break(a.tracker.cow.areas[0]!, 28, false);
+    a.tracker.cow.break(a.tracker.cow.areas.all[0]!, 28, false);
     await world.core.write(a.disk, 0, MIB, 1);
     await world.core.write(b.disk, 0, MIB, 1);
     await world.restart();

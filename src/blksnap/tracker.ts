@@ -142,7 +142,7 @@ export class Tracker extends BlockFilter {
     this.cbt.renew(reason);
     this.#size = size;
     this.cow.resized(size);
-    for (const area of this.cow.areas) if (area.active) this.#keepOn(area);
+    for (const area of this.cow.areas.all) if (area.active) this.#keepOn(area);
   }
 
   /** Notes in a new map, too, that a persistent snapshot has all its copies. One of a disk that was cut ends
@@ -155,7 +155,7 @@ export class Tracker extends BlockFilter {
 
   /** Writes have passed us by. Images show them, and the map does not have them. */
   doubt(reason: string): void {
-    for (const area of this.cow.areas.filter(({ active }) => active)) this.cow.break(area, ERRNO.ESTALE, true);
+    for (const area of this.cow.areas.all.filter(({ active }) => active)) this.cow.break(area, ERRNO.ESTALE, true);
     this.cbt.renew(reason);
   }
 
@@ -164,7 +164,7 @@ export class Tracker extends BlockFilter {
     const settled = await this.#settle();
     // A take may have come in between.
     this.#refuseHeld();
-    for (const area of this.cow.areas.filter(({ leaving, alive }) => leaving && alive)) {
+    for (const area of this.cow.areas.all.filter(({ leaving, alive }) => leaving && alive)) {
       if (!(await this.onLeave(area))) this.cbt.dropKept(area.snapshotId);
     }
     this.cbt.close(settled);
@@ -172,7 +172,7 @@ export class Tracker extends BlockFilter {
   }
 
   #refuseHeld(): void {
-    const held = this.cow.areas.filter(({ alive, leaving }) => alive && !leaving).map((area) => area.snapshotId);
+    const held = this.cow.areas.all.filter(({ alive, leaving }) => alive && !leaving).map((area) => area.snapshotId);
     if (held.length > 0) {
       throw new BlksnapError(
         'EBUSY',
@@ -218,14 +218,14 @@ export class Tracker extends BlockFilter {
    *  (an increment on a backup of this image must not miss it), and in the live map. A promise where journals
    *  must have it before the write goes on. */
   markImageWrite(area: DiffArea, offset: number, length: number): Promise<void> | null {
-    return this.#markFrom(this.cow.indexOf(area), offset, length);
+    return this.#markFrom(this.cow.areas.indexOf(area), offset, length);
   }
 
   /** Each frozen map is marked with its own number: changed in the period that its take ended. */
   #markFrom(index: number, offset: number, length: number): Promise<void> | null {
     const { cbt, cow } = this;
     cbt.markOnly(offset, length);
-    const areas = cow.areas.slice(index);
+    const areas = cow.areas.all.slice(index);
     for (const { frozenMap, changeNumber, blockSize } of areas) {
       const first = Math.floor(offset / blockSize);
       const end = Math.floor((offset + length - 1) / blockSize) + 1;

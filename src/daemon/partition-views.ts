@@ -57,7 +57,7 @@ export function cbtMapPart(
   partition: DeviceRange | null,
   { offset, length }: ByteRange,
 ): Uint8Array {
-  const newest = cow.areas.findLast((area) => area.alive);
+  const newest = cow.areas.all.findLast((area) => area.alive);
   const whole = newest?.generationId === cbt.generationId ? newest.frozenMap : cbt.map;
   const map = partition === null ? whole : partitionMap(whole, cbt.blockSize, partition);
   if (offset > map.length) {

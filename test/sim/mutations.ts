@@ -9,6 +9,7 @@ export interface Mutation {
 }
 
 const COW = 'src/blksnap/copy-on-write.ts';
+const AREAS = 'src/blksnap/area-list.ts';
 const STARVED = 'src/blksnap/starved-writes.ts';
 const KEPT = 'src/blksnap/persistent-copies.ts';
 const PERSISTENCE = 'src/blksnap/persistence.ts';
@@ -46,15 +47,15 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: COW,
-    text: 'const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;\n    const newest',
+    text: 'const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;\n    for',
     replacement:
-      'const last = Math.min(chunkOf(bio.offset + bio.length - 1) - 1, live.lastChunk) as ChunkIndex;\n    const newest',
+      'const last = Math.min(chunkOf(bio.offset + bio.length - 1) - 1, live.lastChunk) as ChunkIndex;\n    for',
     why: 'the last chunk of a write is not looked at',
   },
   {
     file: COW,
-    text: 'if (area.active && area.size > size && this.#readsOrigin(index, size))',
-    replacement: 'if (area.active && area.size < size && this.#readsOrigin(index, size))',
+    text: 'if (area.active && area.size > size && this.areas.readsOrigin(area, size))',
+    replacement: 'if (area.active && area.size < size && this.areas.readsOrigin(area, size))',
     why: 'an image lives on when a part of its origin that it reads is cut off',
   },
   {
@@ -89,7 +90,7 @@ export const MUTATIONS: readonly Mutation[] = [
     why: 'the first chunk of data after a hole counts as a hole',
   },
   {
-    file: COW,
+    file: AREAS,
     text: 'if (older >= 0) area.discard((chunk) => this.#unsavedBetween(older, index, chunk));',
     replacement: 'area.discard(() => false);',
     why: 'a destroyed snapshot takes what older images still read',
@@ -102,8 +103,8 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: COW,
-    text: '      if (run.area.active) this.break(run.area, status, true);',
-    replacement: '      if (run.area.active) this.break(run.area, status, false);',
+    text: '    if (area.active) {\n      this.break(area, errno, true);',
+    replacement: '    if (area.active) {\n      this.break(area, errno, false);',
     why: 'a copy that could not be stored breaks its own image, and not the older ones that read through it',
   },
   {
@@ -120,8 +121,8 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: IMAGE,
-    text: 'const holder = overlaid !== UNSAVED ? this.area : cow.lookUp(index, chunk);',
-    replacement: 'const holder = overlaid !== UNSAVED ? this.area : cow.lookUp(index + 1, chunk);',
+    text: 'const holder = overlaid !== UNSAVED ? this.area : cow.areas.lookUp(index, chunk);',
+    replacement: 'const holder = overlaid !== UNSAVED ? this.area : cow.areas.lookUp(index + 1, chunk);',
     why: 'an image reads the newer areas, and not its own',
   },
   {
@@ -162,8 +163,8 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: TRACKER,
-    text: '    const areas = cow.areas.slice(index);',
-    replacement: '    const areas = cow.areas.slice(index, index);',
+    text: '    const areas = cow.areas.all.slice(index);',
+    replacement: '    const areas = cow.areas.all.slice(index, index);',
     why: 'the second map is forgotten: a write to an image is marked in the live one alone',
   },
   {
@@ -217,8 +218,8 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: STORAGE,
-    text: 'this.#storage.batchEnded(this, result === this.bytes ? 0 : result < 0 ? -result : ERRNO.ENOSPC);',
-    replacement: 'this.#storage.batchEnded(this, 0);',
+    text: '    this.#storage.batchEnded(this, status);',
+    replacement: '    this.#storage.batchEnded(this, status * 0);',
     why: 'a store that failed counts as stored',
   },
   {
@@ -254,8 +255,8 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: COW,
-    text: 'const first = bio.era === this.#era ? ',
-    replacement: 'const first = bio.era <= this.#era ? ',
+    text: 'const first = bio.era === this.areas.era ? ',
+    replacement: 'const first = bio.era <= this.areas.era ? ',
     why: 'a write that waited goes on in the middle when another snapshot has taken over',
   },
   {
