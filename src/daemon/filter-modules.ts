@@ -61,9 +61,7 @@ export async function loadFilterModules(urls: readonly string[]): Promise<Filter
     try {
       loaded = (await import(url)) as typeof loaded;
     } catch (cause) {
-      throw new BlksnapError('EINVAL', `Cannot load filter module "${url}": ${toBlksnapError(cause).message}`, {
-        cause,
-      });
+      throw new BlksnapError('EINVAL', `Cannot load filter module "${url}": ${reasonOf(cause)}`, { cause });
     }
     if (typeof loaded.register !== 'function') {
       throw new BlksnapError('EINVAL', `Cannot load filter module "${url}": it exports no function \`register\``);
@@ -71,4 +69,12 @@ export async function loadFilterModules(urls: readonly string[]): Promise<Filter
     modules.push(loaded as FilterModule);
   }
   return modules;
+}
+
+function reasonOf(cause: unknown): string {
+  const { code, message } = cause as NodeJS.ErrnoException;
+  const unstripped = code === 'ERR_UNKNOWN_FILE_EXTENSION' && /"\.m?ts"/.test(message);
+  return unstripped
+    ? `Node ${process.version} takes no TypeScript; compile it to JavaScript, or use Node 22.18 or newer`
+    : toBlksnapError(cause).message;
 }

@@ -1,13 +1,19 @@
 /** Filters in a real daemon: by command line and API, under a real client's load, across restarts. */
 
+import { execFile } from 'node:child_process';
+import fs from 'node:fs';
 import path from 'node:path';
+import { promisify } from 'node:util';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { Client } from '../../src/api/client.ts';
 import { MIB } from '../../src/util/units.ts';
 import { requirePrograms } from '../requirements.ts';
 import { DaemonUnderTest, fio } from './daemon-under-test.ts';
 
-const EXAMPLES = path.join(import.meta.dirname, '../../examples');
+const ROOT = path.join(import.meta.dirname, '../..');
+const EXAMPLES = path.join(ROOT, 'examples');
+const DOCUMENT = path.join(ROOT, 'docs/filters.md');
+const TSC = path.join(ROOT, 'node_modules/.bin/tsc');
 const MODULES = ['--filter-module', path.join(EXAMPLES, 'rate-limiter.mjs'), path.join(EXAMPLES, 'write-once.mjs')];
 const SIZE = 64 * MIB;
 let daemon: DaemonUnderTest;
@@ -60,6 +66,28 @@ test('a module that cannot be loaded keeps the daemon from starting, and it says
   );
   const notOne = path.join(import.meta.dirname, '../../scripts/debian.mjs');
   await expect(daemon.start('--filter-module', notOne)).rejects.toThrow(/exports no function `register`/);
+});
+
+test('a filter in TypeScript, the one of the documents, has its types checked, and runs', async () => {
+  const [source] = /(?<=```ts\n)[^]*?(?=```)/.exec(fs.readFileSync(DOCUMENT, 'utf8'))!;
+  fs.mkdirSync(daemon.path('node_modules'));
+  fs.symlinkSync(ROOT, daemon.path('node_modules/blksnap'));
+  const module = daemon.path('nothing.mts');
+  fs.writeFileSync(module, source);
+  // Node 22.18 and newer strip the types themselves.
+  if (!('typescript' in process.features)) {
+    await expect(daemon.start('--filter-module', module)).rejects.toThrow(/compile it to JavaScript, or use Node/);
+  } else {
+    await daemon.start('--filter-module', module);
+    await daemon.stop();
+  }
+  const strict = ['--strict', '--noEmitOnError', '--skipLibCheck', '--target', 'es2023', '--module', 'nodenext'];
+  const types = ['--types', 'node', '--typeRoots', path.join(ROOT, 'node_modules/@types')];
+  await promisify(execFile)(TSC, [...strict, ...types, module], { cwd: daemon.directory });
+  await daemon.start('--filter-module', daemon.path('nothing.mjs'));
+  await daemon.disk('vm', SIZE);
+  expect(await daemon.cli('filter', 'attach', 'vm', 'nothing')).toBe('vm: nothing, blksnap\n');
+  expect(await daemon.json('filter', 'ctl', 'vm', 'nothing', 'any')).toBeNull();
 });
 
 test(
