@@ -23,8 +23,10 @@ export default defineConfig({
     reporters: ['./test/skip-reporter.ts', 'default'],
     // Vitest would leave one processor idle: half of a small machine.
     maxWorkers: '100%',
-    testTimeout: 30_000,
-    hookTimeout: 30_000,
+    // Of what hangs. What is only slow, on whatever machine, ends before.
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
+    expect: { poll: { timeout: 60_000 } },
     coverage: { provider: 'v8', include: ['src/**/*.ts'], exclude: ['src/**/*.test.ts'] },
     projects: [
       { extends: true, test: { name: 'unit', include: ['src/**/*.test.ts'], exclude: LONG } },
@@ -36,7 +38,8 @@ export default defineConfig({
           name: 'system',
           include: ['test/**/*.test.ts'],
           exclude: [...FRAME, 'test/kernel/**'],
-          testTimeout: 120_000,
+          testTimeout: 300_000,
+          hookTimeout: 300_000,
         },
       },
       ...KERNELS.map((kernel) => ({
@@ -45,8 +48,6 @@ export default defineConfig({
           name: `kernel-${kernel}`,
           include: [`test/kernel/${kernel}/**/*.test.ts`],
           setupFiles: ['test/kernel/setup.ts'],
-          testTimeout: 120_000,
-          hookTimeout: 120_000,
         },
       })),
     ],

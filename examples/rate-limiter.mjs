@@ -96,6 +96,11 @@ export class RateLimiter extends BlockFilter {
     switch (command) {
       case 'rate':
         this.bytesPerSecond = rateOf(payload);
+        // Those that wait were told to wait by the other rate.
+        if (this.#timer !== 0) {
+          this.reactor.cancelTimer(this.#timer);
+          this.#sleep();
+        }
         return null;
       case 'stats':
         return { bytesPerSecond: this.bytesPerSecond, heldBios: this.#heldBios, waiting: this.#held.length };

@@ -11,7 +11,7 @@ const seed = Number(process.env['BLKSNAP_SEED'] ?? Date.now() % 1_000_000);
 
 it(
   'a killed daemon loses nothing, and its change history stays right',
-  { timeout: forMs + 100_000 },
+  { timeout: forMs + 300_000 },
   async (context) => {
     requirePrograms(context, 'fio');
     const until = performance.now() + forMs;

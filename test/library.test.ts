@@ -55,7 +55,7 @@ describe('the examples of the doc comments', () => {
       fs.writeFileSync(path.join(directory, 'example.mts'), code);
       const words = ['--import', import.meta.resolve('tsx'), 'example.mts'];
       const env = { ...process.env, BLKSNAP_DIR: daemon.state };
-      const { stdout, stderr } = await run(process.execPath, words, { cwd: directory, env, timeout: 20_000 });
+      const { stdout, stderr } = await run(process.execPath, words, { cwd: directory, env });
       expect(stderr).toBe('');
       expect(stdout).toMatch(prints);
     } finally {

@@ -31,7 +31,7 @@ it("runs the README's tour", (context) => {
     const script = scriptOf(tour(), dir);
     expect(script).toContain('DAEMON=');
     const env = { ...process.env, PATH: `${ROOT}/bin:${process.env['PATH'] ?? ''}` };
-    const { status, stdout, stderr } = spawnSync('bash', ['-c', script], { env, encoding: 'utf8', timeout: 60_000 });
+    const { status, stdout, stderr } = spawnSync('bash', ['-c', script], { env, encoding: 'utf8', timeout: 240_000 });
     expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
     expect(stdout).toMatch(/incremental/);
     // qemu-io says so, and still ends with 0 in some versions.

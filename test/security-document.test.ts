@@ -3,11 +3,11 @@
 
 import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
-import net from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { expect, it } from 'vitest';
 
+import { freePort } from './free-port.ts';
 import { requirePrograms } from './requirements.ts';
 
 const ROOT = path.join(import.meta.dirname, '..');
@@ -15,14 +15,6 @@ const ROOT = path.join(import.meta.dirname, '..');
 function commands(): string {
   const text = fs.readFileSync(path.join(ROOT, 'docs/security.md'), 'utf8');
   return [...text.matchAll(/^ {4}(.*)$/gm)].map(([, line]) => line).join('\n');
-}
-
-async function freePort(): Promise<number> {
-  const server = net.createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const { port } = server.address() as net.AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
 
 it('runs the how-to of docs/security.md', async (context) => {
@@ -38,7 +30,7 @@ it('runs the how-to of docs/security.md', async (context) => {
     }
     const whole = `set -eu\ntrap 'kill $(jobs -p); wait' EXIT\n${script}\n`;
     const env = { ...process.env, PATH: `${ROOT}/bin:${process.env['PATH'] ?? ''}` };
-    const { status, stdout, stderr } = spawnSync('bash', ['-c', whole], { env, encoding: 'utf8', timeout: 100_000 });
+    const { status, stdout, stderr } = spawnSync('bash', ['-c', whole], { env, encoding: 'utf8', timeout: 240_000 });
     expect({ status, said: status === 0 ? '' : stdout + stderr }).toEqual({ status: 0, said: '' });
     expect(fs.readFileSync(`${dir}/copy.raw`).length).toBe(64 * 1024 * 1024);
     expect(stdout.match(/virtual size: 64 MiB/g)).toHaveLength(2);

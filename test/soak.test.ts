@@ -14,7 +14,7 @@ const seed = Number(process.env['BLKSNAP_SEED'] ?? Date.now() % 1_000_000);
 
 describe.each(DRIVERS)('on the %s driver', (driver) => {
   for (const [name, algorithm] of Object.entries(ALGORITHMS)) {
-    it(name, { timeout: eachMs + 60_000 }, async (context) => {
+    it(name, { timeout: eachMs + 300_000 }, async (context) => {
       const choice = await chooseDriver();
       context.skip(driver === 'uring' && choice.driver !== 'uring', choice.reason);
       const disk = new SoakDisk(seed);

@@ -89,11 +89,17 @@ describe('QEMU', () => {
   const serve = async (...flags: string[]): Promise<ChildProcess> => {
     const socket = path.join(dir, 'nbd');
     const server = spawn('qemu-nbd', ['-t', '-f', 'raw', '-k', socket, ...flags, image], { stdio: 'ignore' });
-    await expect.poll(() => fs.existsSync(socket), { timeout: 20_000 }).toBe(true);
     // It listens before it opens, and locks, the image; it greets afterwards.
-    const client = await RawPeer.connect(socket);
-    await client.read(8);
-    client.close();
+    const greeted = (): Promise<boolean> =>
+      RawPeer.connect(socket).then(
+        async (client) => {
+          await client.read(8);
+          client.close();
+          return true;
+        },
+        () => false,
+      );
+    await expect.poll(greeted).toBe(true);
     return server;
   };
   const stop = async (server: ChildProcess): Promise<void> => {

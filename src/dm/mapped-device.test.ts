@@ -149,7 +149,7 @@ describe('another table', () => {
     let [from, to] = ['a', 'b'];
     for (let i = 0; i < 6; i++) {
       await change(`mirror core 1 16 2 ${from} 0 ${to} 0`);
-      await expect.poll(() => device.status()[0], { interval: 2, timeout: 10_000 }).toContain(' 16/16 1 AA ');
+      await expect.poll(() => device.status()[0], { interval: 2 }).toContain(' 16/16 1 AA ');
       await change(`linear ${to} 0`);
       [from, to] = [to, from];
     }

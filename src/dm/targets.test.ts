@@ -1,6 +1,6 @@
 /** Each target: what it does to bios, and its lines as dmsetup prints them. */
 
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { MappedWorld } from '../../test/mapped.ts';
 import { DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, runBio } from '../block/bio.ts';
 import type { Bio } from '../block/bio.ts';
@@ -108,7 +108,7 @@ describe('mirror', () => {
     const device = await world.map('0 256 mirror core 1 8 2 a 0 b 0');
     const writes = Array.from({ length: 64 }, (_, i) => world.write(device, ((i * 37) % 256) * 512, block(0x80 + i)));
     expect(await Promise.all(writes)).toEqual(Array.from({ length: 64 }, () => 0));
-    await vi.waitFor(() => expect(device.status()[0]).toBe('0 256 mirror 2 a b 32/32 1 AA 1 core'));
+    await expect.poll(() => device.status()[0]).toBe('0 256 mirror 2 a b 32/32 1 AA 1 core');
     expect(Buffer.from(a.bytes).equals(b.bytes)).toBe(true);
     expect(a.bytes[37 * 512]).toBe(0x81);
     expect(device.table()).toEqual(['0 256 mirror core 1 8 2 a 0 b 0']);
@@ -149,7 +149,7 @@ describe('mirror', () => {
     a.bytes.fill(5);
     const c = failing('c');
     const device = await world.map('0 256 mirror core 1 64 2 a 0 c 0');
-    await vi.waitFor(() => expect(healthOf(device.status()[0]!)).toBe('AS'));
+    await expect.poll(() => healthOf(device.status()[0]!)).toBe('AS');
     c.fails = () => false;
     expect(device.status()[0]).toContain(' 0/4 ');
     expect(await world.read(device, 0, 512)).toEqual(block(5));
@@ -162,15 +162,20 @@ describe('delay', () => {
   it('holds reads and writes back for their times, and sends them where they belong', async () => {
     const device = await world.map('0 8 delay a 0 1 b 8 60');
     const began = performance.now();
-    const write = world.write(device, 0, block(3)).then((status) => [status, performance.now() - began]);
-    await world.read(device, 0, 512);
-    expect(device.status()).toEqual(['0 8 delay 0 1 0']);
-    expect(b.bytes[8 * 512]).toBe(0);
-    const [status, elapsed] = await write;
-    expect(status).toBe(0);
-    expect(elapsed).toBeGreaterThan(50);
-    expect(b.bytes[8 * 512]).toBe(3);
+    expect(await world.write(device, 0, block(3))).toBe(0);
+    expect(performance.now() - began).toBeGreaterThan(50);
+    expect([a.bytes[0], b.bytes[8 * 512]]).toEqual([0, 3]);
     expect(device.table()).toEqual(['0 8 delay a 0 1 b 8 60']);
+
+    const longer = await world.map('0 8 delay a 0 1 b 8 600000');
+    const write = world.write(longer, 0, block(4));
+    await world.read(longer, 0, 512);
+    expect(longer.status()).toEqual(['0 8 delay 0 1 0']);
+    expect(b.bytes[8 * 512]).toBe(3);
+    await longer.suspend();
+    expect(await write).toBe(0);
+    expect(b.bytes[8 * 512]).toBe(4);
+    await longer.resume();
   });
 
   it('lets all go when it is suspended', async () => {

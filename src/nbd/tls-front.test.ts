@@ -204,7 +204,7 @@ describe('in front of TLS', () => {
     const served = world.exports.get('disk')!;
     world.exports.delete('disk');
     await world.server.dropExport(served);
-    await expect.poll(() => again.failure, { timeout: 3000 }).toBeDefined();
+    await expect.poll(() => again.failure).toBeDefined();
     await again.close();
     world.exports.set('disk', served);
   });

@@ -36,7 +36,7 @@ export function reactorBench(open: OpenReactor): () => Bench {
   afterEach(async () => {
     await bench.finish();
     // Node closes some descriptors a turn later.
-    await expect.poll(openDescriptors, { timeout: 2000, interval: 5 }).toBeLessThanOrEqual(descriptorsBefore);
+    await expect.poll(openDescriptors, { interval: 5 }).toBeLessThanOrEqual(descriptorsBefore);
   });
   return () => bench;
 }
@@ -68,8 +68,8 @@ async function makeBench(open: OpenReactor): Promise<Bench & { finish(): Promise
     async finish() {
       for (const at of places) arena.release(at);
       for (const fd of files) fs.closeSync(fd);
-      await expect.poll(() => reactor.inFlight, { timeout: 2000, interval: 1 }).toBe(0);
-      await expect.poll(() => arena.lentBytes, { timeout: 2000, interval: 1 }).toBe(0);
+      await expect.poll(() => reactor.inFlight, { interval: 1 }).toBe(0);
+      await expect.poll(() => arena.lentBytes, { interval: 1 }).toBe(0);
       await reactor.close();
       fs.rmSync(dir, { recursive: true });
     },

@@ -35,20 +35,20 @@ function leftovers(): string[] {
   return fs.readdirSync(backups, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.partial'));
 }
 
-/** Waits until a backup writes. */
-async function underWay(disk: string): Promise<void> {
-  for (let i = 0; i < 1000; i++) {
-    const directory = path.join(backups, disk);
+/** Starts a backup, and waits until it writes. */
+async function underWay(disk: string): Promise<Program> {
+  const backup = new Program(['backup', disk, '--to', backups, '--dir', world.dir]);
+  const directory = path.join(backups, disk);
+  for (; backup.running; await sleep(5)) {
     const names = fs.existsSync(directory) ? fs.readdirSync(directory) : [];
     const partial = names.find((name) => name.endsWith('.qcow2.partial'));
     if (
       partial !== undefined &&
       (fs.statSync(path.join(directory, partial), { throwIfNoEntry: false })?.size ?? 0) > MIB
     )
-      return;
-    await sleep(5);
+      return backup;
   }
-  throw new Error('the backup did not start');
+  throw new Error(`the backup is over: ${backup.stderr}`);
 }
 
 describe('the whole way', () => {
@@ -144,6 +144,7 @@ describe('a backup fails cleanly', () => {
     expect((await world.cli('snapshot', 'events', id)).stdout).toMatch(
       /no space: 1\.00 MiB of 1\.00 MiB used[^]*image of disk "vm" lost: ENOSPC/,
     );
+    await expect.poll(() => follower.stdout).toMatch(/corrupted/);
     await world.json('snapshot', 'destroy', id.slice(0, 8));
     const { code, stdout } = await follower.ended();
     const codes = stdout
@@ -159,8 +160,7 @@ describe('a backup fails cleanly', () => {
 
   it.each(['SIGINT', 'SIGTERM'] as const)('on %s: the snapshot goes, nothing is left behind', async (signal) => {
     await world.client.attach({ path: world.image('vm.img', 1024 * MIB, 768 * MIB) });
-    const backup = new Program(['backup', 'vm', '--to', backups, '--dir', world.dir]);
-    await underWay('vm');
+    const backup = await underWay('vm');
     const { code, stderr } = await backup.signal(signal);
     expect([code, stderr]).toEqual([130, expect.stringMatching(/cancel/i)]);
     expect(await world.client.snapshots()).toEqual([]);
@@ -170,8 +170,7 @@ describe('a backup fails cleanly', () => {
 
   it('when it is killed itself: its snapshot has a lease, and nobody renews it; the next one is good', async () => {
     await world.client.attach({ path: world.image('vm.img', 1024 * MIB, 768 * MIB) });
-    const backup = new Program(['backup', 'vm', '--to', backups, '--dir', world.dir]);
-    await underWay('vm');
+    const backup = await underWay('vm');
     await backup.signal('SIGKILL');
     const [snapshot] = await world.client.snapshots();
     expect(snapshot?.leaseMs).toBe(60_000);
@@ -181,8 +180,7 @@ describe('a backup fails cleanly', () => {
 
   it('when the daemon is killed; the next one is good', async () => {
     await world.client.attach({ path: world.image('vm.img', 1024 * MIB, 768 * MIB) });
-    const backup = new Program(['backup', 'vm', '--to', backups, '--dir', world.dir]);
-    await underWay('vm');
+    const backup = await underWay('vm');
     await world.stop('SIGKILL');
     const { code, stderr } = await backup.ended();
     expect(code).toBe(1);

@@ -130,11 +130,9 @@ describe('a start', () => {
     const { uri } = await world.client.disk('a');
     expect(uri).toMatch(/^nbd:\/\/127\.0\.0\.1:[1-9]\d*\/a$/);
     await fill(uri, 0, 512, 1);
-    expect(world.daemon!.stderr).not.toMatch(/whoever/);
-    await world.stop();
+    expect((await world.stop()).stderr).not.toMatch(/whoever/);
     await world.start('--nbd', '0.0.0.0:0', '--insecure-tcp');
-    expect(world.daemon!.stderr).toMatch(/whoever reaches/);
-    await world.stop();
+    expect((await world.stop()).stderr).toMatch(/whoever reaches/);
     const refused = await world.cli('daemon', '--nbd', '0.0.0.0:0');
     expect([refused.code, refused.stderr]).toEqual([2, expect.stringMatching(/--insecure-tcp/)]);
   });

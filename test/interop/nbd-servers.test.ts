@@ -16,6 +16,7 @@ import type { Reactor, SocketAddress } from '../../src/io/reactor.ts';
 import { listExports, NbdClient } from '../../src/nbd/client.ts';
 import { Prng } from '../../src/util/prng.ts';
 import { KIB, MIB } from '../../src/util/units.ts';
+import { freePort } from '../free-port.ts';
 import { requirePrograms } from '../requirements.ts';
 
 const SIZE = 16 * MIB;
@@ -59,7 +60,7 @@ describe.each(drivers)('servers for our client, %s driver', (driver) => {
         probe.on('error', () => resolve(false));
         probe.on('connect', () => probe.end(() => resolve(true)));
       });
-    await expect.poll(() => (child.exitCode === null ? answers() : said), { timeout: 10_000, interval: 20 }).toBe(true);
+    await expect.poll(() => (child.exitCode === null ? answers() : said), { interval: 20 }).toBe(true);
   };
   const connect = async (
     exportName: string,
@@ -223,13 +224,3 @@ describe.each(drivers)('servers for our client, %s driver', (driver) => {
     talker.close();
   });
 });
-
-async function freePort(): Promise<number> {
-  const probe = net.createServer();
-  probe.listen(0, '127.0.0.1');
-  await once(probe, 'listening');
-  const { port } = probe.address() as net.AddressInfo;
-  probe.close();
-  await once(probe, 'close');
-  return port;
-}

@@ -16,6 +16,7 @@ import type { Reactor } from '../../src/io/reactor.ts';
 import { NbdClient } from '../../src/nbd/client.ts';
 import { parseNbdUri } from '../../src/nbd/uri.ts';
 import { KIB, MIB } from '../../src/util/units.ts';
+import { freePort } from '../free-port.ts';
 import { requirePrograms } from '../requirements.ts';
 
 const SIZE = 4 * MIB;
@@ -56,15 +57,6 @@ function makeCertificates(name: string): string {
   return pki;
 }
 
-async function freePort(): Promise<number> {
-  const probe = net.createServer().listen(0, '127.0.0.1');
-  await once(probe, 'listening');
-  const { port } = probe.address() as net.AddressInfo;
-  probe.close();
-  await once(probe, 'close');
-  return port;
-}
-
 /** Starts the server with its options for TLS; returns its port. */
 async function start(kind: keyof typeof PROGRAM, tls: readonly string[]): Promise<number> {
   const port = await freePort();
@@ -82,7 +74,7 @@ async function start(kind: keyof typeof PROGRAM, tls: readonly string[]): Promis
       const probe = net.connect(port, '127.0.0.1');
       probe.on('error', () => resolve(false)).on('connect', () => probe.end(() => resolve(true)));
     });
-  await expect.poll(() => (child.exitCode === null ? answers() : said), { timeout: 20_000, interval: 50 }).toBe(true);
+  await expect.poll(() => (child.exitCode === null ? answers() : said), { interval: 50 }).toBe(true);
   return port;
 }
 

@@ -1,6 +1,7 @@
 /** What is secret is seen nowhere: pre-shared keys and the API's token are in no log, no error, no argument or environment of a
  *  process of ours, no answer of the API and no file of state. */
 
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
@@ -43,7 +44,9 @@ it('keys and tokens are seen nowhere', async () => {
   fs.writeFileSync(others!, `alice:${KEYS[1]}\n`, { mode: 0o600 });
   fs.writeFileSync(broken!, `alice:${KEYS[1]}-\n`, { mode: 0o600 });
   const hold = path.join(world.directory, 'held');
-  const hook = `sh -c 'touch ${hold}; sleep 2'`;
+  const go = path.join(world.directory, 'go');
+  execFileSync('mkfifo', [go]);
+  const hook = `sh -c ': >${hold}; read word <${go}'`;
   const listening = ['--nbd', '127.0.0.1:0', '--tls-psk', psk!, '--api-tcp', '127.0.0.1:0', '--api-token', token!];
   await world.start(...listening, '--log-level', 'trace', world.image('one.img', MIB));
   const secrets = [
@@ -72,13 +75,17 @@ it('keys and tokens are seen nowhere', async () => {
   );
 
   // While a hook runs: its arguments and environment are those of a process of ours.
-  const taking = world.cli('snapshot', 'create', 'one', '--freeze', hook, '--thaw', 'true');
-  await expect.poll(() => fs.existsSync(hold), { timeout: 20_000 }).toBe(true);
+  const limit = ['--freeze-timeout', '60000'];
+  const taking = world.cli('snapshot', 'create', 'one', '--freeze', hook, '--thaw', 'true', ...limit);
+  await expect.poll(() => fs.existsSync(hold)).toBe(true);
   const pids = family(world.daemon!.child.pid!);
   expect(pids.length).toBeGreaterThan(1);
   for (const pid of pids)
     for (const file of ['cmdline', 'environ']) shown.push(fs.readFileSync(`/proc/${pid}/${file}`, 'latin1'));
-  shown.push(JSON.stringify(await taking));
+  fs.writeFileSync(go, '\n');
+  const { code, stdout, stderr } = await taking;
+  expect([code, stderr]).toEqual([0, '']);
+  shown.push(stdout);
 
   for (const command of [['status'], ['list'], ['clients', 'one'], ['snapshot', 'list']])
     for (const style of [[], ['--json']]) shown.push(JSON.stringify(await world.cli(...command, ...style)));
