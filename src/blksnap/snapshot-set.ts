@@ -54,8 +54,6 @@ interface PieceOf {
 
 export interface PlanOptions {
   readonly id: string;
-  /** Origins of the same take on other threads. */
-  readonly others: readonly Origin[];
   readonly persistent?: PersistentOptions | undefined;
 }
 
@@ -106,7 +104,7 @@ export class SnapshotSet {
     storage: DiffStorageOptions,
     { id = crypto.randomUUID(), persistent }: CreateOptions = {},
   ): Promise<Snapshot> {
-    const take = await this.plan(trackers, storage, { id, others: [], persistent });
+    const take = await this.plan(trackers, storage, { id, persistent });
     const began = performance.now();
     try {
       await take.freeze();
@@ -153,14 +151,14 @@ export class SnapshotSet {
   async #plan(
     trackers: readonly Tracker[],
     storage: DiffStorageOptions,
-    { id, others, persistent }: PlanOptions,
+    { id, persistent }: PlanOptions,
   ): Promise<Take> {
     const { reactor } = this.#o;
     const piece = { id, piece: 0, persistent: persistent !== undefined, disks: trackers.map(({ disk }) => disk) };
     const opened = await DiffStorage.open(reactor, this.#placeOf(storage, piece), this.#listener(id));
     let journal: Journal | null = null;
     try {
-      refuseOwnStorage([...originsOf(trackers), ...others], opened.pieces[0]!);
+      refuseOwnStorage(originsOf(trackers), opened.pieces[0]!);
       if (persistent !== undefined) {
         const order = ++this.#order;
         journal = await planJournal(reactor, persistent, { id, order, trackers, storage: opened });
@@ -287,14 +285,14 @@ export class SnapshotSet {
   }
 
   /** Gives a held snapshot another place for what is still to be saved, used when those before it are full.
-   *  Errors: ESRCH, those of the storage. */
-  async append(id: string, storage: DiffStorageOptions): Promise<void> {
+   *  `others`: origins of the same snapshot elsewhere. Errors: ESRCH, those of the storage. */
+  async append(id: string, storage: DiffStorageOptions, others: readonly Origin[] = []): Promise<void> {
     const { images, storage: opened, journal } = this.get(id);
     const trackers = images.map(({ tracker }) => tracker);
     const next = { id, piece: opened.pieces.length, persistent: journal !== null, disks: images };
     const place = this.#placeOf(storage, next);
     await opened.addPlace(place, {
-      check: (fd) => refuseOwnStorage(originsOf(trackers), { path: place.path, fd }),
+      check: (fd) => refuseOwnStorage([...originsOf(trackers), ...others], { path: place.path, fd }),
       before: async (piece) => await journal?.note({ place: placeNote(piece) }),
     });
   }

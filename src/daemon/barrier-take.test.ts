@@ -42,7 +42,7 @@ async function attach(thread: IoThread, name: string): Promise<void> {
 function parts(id: string, storagePaths = [':memory:', ':memory:']): TakePart[] {
   return threads.map((thread, index) => ({
     thread,
-    args: { id, disks: [['d', 'm'][index]!], storagePath: storagePaths[index]!, limitBytes: null, others: [] },
+    args: { id, disks: [['d', 'm'][index]!], storagePath: storagePaths[index]!, limitBytes: null },
   }));
 }
 

@@ -264,11 +264,12 @@ export interface IoCalls {
   letGoSnapshot: { args: { readonly id: string }; result: void };
   /** Removes a persistent snapshot that could not be brought back. */
   discardSnapshot: { args: { readonly journalPath: string }; result: void };
-  /** A take over several threads, in its steps (src/blksnap/take.ts). `others`: origins of it on other threads. */
+  /** Whatever the disks' data lies on now. */
+  origins: { args: { readonly disks: readonly string[] }; result: Origin[] };
+  /** A take over several threads, in its steps (src/blksnap/take.ts). */
   planSnapshot: {
     args: {
       readonly id: string;
-      readonly others: readonly Origin[];
       /** Of a persistent snapshot: where the journal of this part goes, and the whole, by whose id it is shown. */
       readonly kept?: { readonly journalPath: string; readonly whole: Whole } | undefined;
     } & TakeArgs;
@@ -298,7 +299,13 @@ export interface IoCalls {
   guardWritePath: { args: Record<never, never>; result: void };
   /** Gives a held snapshot more room: another place, or with null a higher limit in all. */
   appendStorage: {
-    args: { readonly id: string; readonly storagePath: string | null; readonly limitBytes: number | null };
+    args: {
+      readonly id: string;
+      readonly storagePath: string | null;
+      readonly limitBytes: number | null;
+      /** Origins of the same snapshot on other threads: the first part refuses a place on any, before there is anything to undo. */
+      readonly others?: readonly Origin[];
+    };
     result: SnapshotInfo;
   };
   snapshots: { args: Record<never, never>; result: SnapshotInfo[] };

@@ -174,6 +174,7 @@ export class IoService {
     restoreSnapshot: (args) => this.#snapshots.restore(args),
     letGoSnapshot: ({ id }) => this.#snapshots.letGo(id),
     discardSnapshot: ({ journalPath }) => this.#snapshots.discard(journalPath),
+    origins: async ({ disks }) => this.#snapshots.originsOf(disks),
     planSnapshot: (args) => this.#snapshots.plan(args),
     freezeSnapshot: ({ id }) => this.#snapshots.freeze(id),
     switchSnapshot: async ({ id }) => this.#snapshots.switch(id),

@@ -3,6 +3,7 @@
  *  Calls name a snapshot, or a part of one, by its own id. It is shown by that of the whole. */
 
 import { createJournalFile, openJournalFile } from '../blksnap/journal-place.ts';
+import type { Origin } from '../blksnap/origin-guard.ts';
 import { READ_ONCE, ReadOnceImage } from '../blksnap/read-once-image.ts';
 import type { SnapshotImage } from '../blksnap/image.ts';
 import type { PersistentOptions } from '../blksnap/persistence.ts';
@@ -124,11 +125,15 @@ export class IoSnapshots {
     return disks.map((name) => this.#o.origin(name));
   }
 
-  async plan({ id, others, kept, ...args }: IoCalls['planSnapshot']['args']): Promise<void> {
+  originsOf(disks: readonly string[]): Origin[] {
+    return this.#origins(disks).flatMap(({ tracker }) => tracker.origins);
+  }
+
+  async plan({ id, kept, ...args }: IoCalls['planSnapshot']['args']): Promise<void> {
     const origins = this.#origins(args.disks);
     const storage = { path: args.storagePath, limitBytes: args.limitBytes ?? Infinity };
     const persistent = kept && keptAs(origins, kept);
-    const take = await this.#o.set.plan(trackersOf(origins), storage, { id, others, persistent });
+    const take = await this.#o.set.plan(trackersOf(origins), storage, { id, persistent });
     this.#takes.set(id, { take, origins, shownId: kept?.whole.id ?? id });
   }
 
@@ -190,8 +195,9 @@ export class IoSnapshots {
     return this.#snapshotInfo(snapshot);
   }
 
-  async append({ id, storagePath, limitBytes }: IoCalls['appendStorage']['args']): Promise<SnapshotInfo> {
-    if (storagePath !== null) await this.#o.set.append(id, { path: storagePath, limitBytes: limitBytes ?? Infinity });
+  async append({ id, storagePath, limitBytes, others = [] }: IoCalls['appendStorage']['args']): Promise<SnapshotInfo> {
+    if (storagePath !== null)
+      await this.#o.set.append(id, { path: storagePath, limitBytes: limitBytes ?? Infinity }, others);
     else await this.#o.set.raiseLimit(id, limitBytes ?? Infinity);
     return this.#snapshotInfo(this.#o.set.get(id));
   }

@@ -210,6 +210,7 @@ export class IoThreads {
     ublkEnded: async (args) => void (await this.#all('ublkEnded', args)),
     describeDevice: (args) => this.#offering(args.exportName).call('describeDevice', args),
     guardWritePath: async () => void (await this.#all('guardWritePath', {})),
+    origins: notFromOutside,
     planSnapshot: notFromOutside,
     freezeSnapshot: notFromOutside,
     switchSnapshot: notFromOutside,
@@ -367,7 +368,6 @@ export class IoThreads {
     const limits = limitShares(args.limitBytes, parts);
     const whole = { id, disks: [...disks], parts: parts.map((part) => part.id) };
     return parts.map((part, index) => {
-      const others = parts.filter((other) => other !== part).flatMap((other) => other.disks);
       const kept =
         journalPath === undefined
           ? undefined
@@ -379,7 +379,6 @@ export class IoThreads {
           disks: part.disks,
           storagePath,
           limitBytes: limits[index]!,
-          others: others.map((name) => ({ name, path: this.#homes.get(wholeDisk(name))?.path ?? null })),
           kept,
         },
       };
@@ -390,10 +389,14 @@ export class IoThreads {
     const parts = this.#partsOf(id);
     if (parts.length > 1 && storagePath !== null) refuseOnePlace(storagePath);
     const limits = limitShares(limitBytes, parts);
+    const origins = await Promise.all(
+      parts.map(({ thread, disks }) => this.#threads[thread]!.call('origins', { disks })),
+    );
     const infos: SnapshotInfo[] = [];
     for (const [index, part] of parts.entries()) {
-      const thread = this.#threads[part.thread]!;
-      infos.push(await thread.call('appendStorage', { id: part.id, storagePath, limitBytes: limits[index]! }));
+      const others = origins.toSpliced(index, 1).flat();
+      const call = { id: part.id, storagePath, limitBytes: limits[index]!, others };
+      infos.push(await this.#threads[part.thread]!.call('appendStorage', call));
     }
     return this.#merged(infos)[0]!;
   }

@@ -11,7 +11,7 @@ import { openReactor } from '../../src/io/open.ts';
 import { NbdClient } from '../../src/nbd/client.ts';
 import { parseNbdUri } from '../../src/nbd/uri.ts';
 import { MIB } from '../../src/util/units.ts';
-import { requirePrograms } from '../requirements.ts';
+import { requirePrograms, requireRoot } from '../requirements.ts';
 import { DaemonUnderTest, fio } from './daemon-under-test.ts';
 
 const run = promisify(execFile);
@@ -142,6 +142,44 @@ test('no image shows a write without those that were answered before it on anoth
   }
   go.on = false;
   await writing;
+});
+
+test('no part of a snapshot gets a place that lies on a disk of the other thread', async (context) => {
+  requireRoot(context);
+  requirePrograms(context, 'losetup', 'mkfs.ext4', 'mount');
+  await daemon.start('--io-threads', '2');
+  for (const name of ['a', 'b']) {
+    fs.writeFileSync(daemon.path(`${name}.img`), '');
+    fs.truncateSync(daemon.path(`${name}.img`), SIZE);
+    await run('mkfs.ext4', ['-q', daemon.path(`${name}.img`)]);
+    await daemon.cli('attach', daemon.path(`${name}.img`), '--name', name);
+  }
+  const held = await daemon.json<SnapshotView>(
+    'snapshot',
+    'create',
+    'a',
+    'b',
+    '--storage',
+    ':memory:',
+    '--limit',
+    '8M',
+  );
+  for (const name of ['a', 'b']) {
+    const directory = daemon.path(`mounted-${name}`);
+    fs.mkdirSync(directory);
+    const loop = (await run('losetup', ['--find', '--show', daemon.path(`${name}.img`)])).stdout.trim();
+    try {
+      await run('mount', [loop, directory]);
+      const onOrigin = refusal(new RegExp(`lies on disk "${name}"`));
+      await expect(daemon.cli('snapshot', 'append', held.id, '--storage', directory)).rejects.toMatchObject(onOrigin);
+      await expect(daemon.cli('snapshot', 'create', 'a', 'b', '--storage', directory)).rejects.toMatchObject(onOrigin);
+    } finally {
+      await run('umount', [directory]).catch(() => {});
+      await run('losetup', ['--detach', loop]);
+    }
+  }
+  const { snapshots } = await daemon.json<{ snapshots: SnapshotView[] }>('snapshot', 'list');
+  expect(snapshots).toMatchObject([{ id: held.id, places: [{ path: ':memory:' }, { path: ':memory:' }] }]);
 });
 
 test('a snapshot over two threads has one place per thread, shares of its limit, and is all or nothing', async () => {
