@@ -14,7 +14,7 @@ const LONG = [
   'src/dm/mapped-device.test.ts',
   'src/nbd/connection.test.ts',
 ];
-const FRAME = ['test/tidy*.test.ts', 'test/layers.test.ts', 'test/comparison.test.ts'];
+const FRAME = ['test/tidy*.test.ts', 'test/layers.test.ts', 'test/comparison.test.ts', 'test/sim/mutations.test.ts'];
 
 export default defineConfig({
   // What the examples import, from its sources.

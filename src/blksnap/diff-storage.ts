@@ -51,6 +51,8 @@ export interface Stored {
 export interface StorageListener {
   /** Free space fell under half a portion and cannot grow. Told once, and once more after each enlargement. */
   lowSpace(storage: DiffStorage): void;
+  /** Something that was stored is lost. May be told again. */
+  lost(storage: DiffStorage, errno: number): void;
 }
 
 /** A gathering write of contiguous positions. */
@@ -100,8 +102,7 @@ export class DiffStorage {
     for (const [i, piece] of pieces.entries()) {
       const before = pieces[i - 1];
       piece.base = before === undefined ? 0 : before.base + before.used + 1;
-      piece.onFull = () => storage.#watchSpace();
-      storage.#pieces.push(piece);
+      storage.#adopt(piece);
       if (i === 0 || piece.used > LABEL_CHUNKS) storage.#current = piece;
     }
     return storage;
@@ -192,9 +193,14 @@ export class DiffStorage {
       await piece.close();
       throw cause;
     }
-    piece.onFull = () => this.#watchSpace();
-    this.#pieces.push(piece);
+    this.#adopt(piece);
     return piece;
+  }
+
+  #adopt(piece: StoragePiece): void {
+    piece.onFull = () => this.#watchSpace();
+    piece.onLost = (errno) => this.#listener.lost(this, errno);
+    this.#pieces.push(piece);
   }
 
   /** From the current piece backwards: those whose turn has not come have no base yet. */
@@ -331,9 +337,9 @@ export class DiffStorage {
   /** What is stored outlives the machine. 0 or an errno. */
   async sync(): Promise<number> {
     await this.#settle();
-    for (const { fd } of this.#pieces) {
-      const result = await completed((c) => this.#reactor.sync(fd, c));
-      if (result < 0) return -result;
+    for (const piece of this.#pieces) {
+      const status = await piece.sync();
+      if (status !== 0) return status;
     }
     return 0;
   }

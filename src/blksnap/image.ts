@@ -346,7 +346,6 @@ export class SnapshotImage implements BlockDevice {
     const { parent, length, holder, position } = piece;
     this.#sparePieces.push(piece);
     const lost = holder.storage.lostAt(position);
-    if (lost !== 0) this.tracker.cow.storageLost(holder, lost);
     // Freed under the read, it would read as zeros.
     const gone = this.area.released && this.#anyGone(piece.offset, length);
     this.#pieceEnded(parent, lost !== 0 ? lost : result === length && !gone ? 0 : result < 0 ? -result : ERRNO.EIO);

@@ -40,7 +40,7 @@ export interface CreateOptions {
 /** Everything of a storage that is in use. */
 interface Use {
   /** Those that need it, also of destroyed snapshots. */
-  readonly areas: Set<DiffArea>;
+  readonly areas: Map<DiffArea, Tracker>;
   readonly journal: Journal | null;
 }
 
@@ -192,12 +192,20 @@ export class SnapshotSet {
   }
 
   #listener(id: string): StorageListener {
-    return { lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null) };
+    return {
+      lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null),
+      lost: (which, errno) => this.#lost(which, errno),
+    };
+  }
+
+  /** Nobody knows what: no image that has anything there can be believed. */
+  #lost(storage: DiffStorage, errno: number): void {
+    for (const [area, { cow }] of this.#storages.get(storage)?.areas ?? []) cow.storageLost(area, errno);
   }
 
   /** From here on the storage and the journal are the areas'. */
   #use(storage: DiffStorage, disks: Take['disks'], journal: Journal | null): void {
-    this.#storages.set(storage, { areas: new Set(disks.map(({ area }) => area)), journal });
+    this.#storages.set(storage, { areas: new Map(disks.map(({ area, tracker }) => [area, tracker])), journal });
     if (journal === null) return;
     journal.onFrames = (frames) => {
       for (const { tracker, area } of disks) if (area.active) tracker.cbt.advanceKept(area.snapshotId, frames);
@@ -236,7 +244,10 @@ export class SnapshotSet {
     const { reactor } = this.#o;
     const { storagePortionBytes: portionBytes } = this.#parameters;
     let id = '';
-    const listener: StorageListener = { lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null) };
+    const listener: StorageListener = {
+      lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null),
+      lost: (which, errno) => this.#lost(which, errno),
+    };
     const restored = await restoreSnapshot(reactor, options, { portionBytes, listener });
     if (restored === null) {
       await this.discard(options);

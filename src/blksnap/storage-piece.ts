@@ -41,6 +41,8 @@ export class StoragePiece {
   #full = false;
   /** Hears that there is no growing any more. */
   onFull: () => void = () => {};
+  /** Hears, whenever somebody asks, that something stored here was lost. */
+  onLost: (errno: number) => void = () => {};
 
   constructor(reactor: Reactor, options: StoragePieceOptions) {
     this.#reactor = reactor;
@@ -80,8 +82,17 @@ export class StoragePiece {
 
   /** 0, or the errno with which something stored here was lost on its way from the page cache to the device. */
   lost(): number {
+    // The kernel tells it once.
     if (!this.inMemory && this.#lost === 0) this.#lost = -this.#reactor.writebackError(this.fd);
+    if (this.#lost !== 0) this.onLost(this.#lost);
     return this.#lost;
+  }
+
+  /** What is stored outlives the machine. 0 or an errno. */
+  async sync(): Promise<number> {
+    const status = -(await completed((c) => this.#reactor.sync(this.fd, c)));
+    if (status !== 0 && this.#lost === 0) this.#lost = status;
+    return this.lost();
   }
 
   get reserving(): boolean {

@@ -424,4 +424,16 @@ export const MUTATIONS: readonly Mutation[] = [
     replacement: '    const status = 0;',
     why: 'a frame that could not be written counts as written',
   },
+  {
+    file: IMAGE,
+    text: '    const lost = holder.storage.lostAt(position);',
+    replacement: '    const lost = 0 as number;',
+    why: 'a read of the storage does not ask afterwards whether the storage has kept what it took',
+  },
+  {
+    file: PIECE,
+    text: '    if (this.#lost !== 0) this.onLost(this.#lost);\n    return this.#lost;',
+    replacement: '    const lost = this.#lost;\n    this.#lost = 0;\n    return lost;',
+    why: 'that the storage has lost something is told to whoever asks first, and to nobody afterwards',
+  },
 ];

@@ -27,7 +27,7 @@ export interface Kept {
 }
 
 export function newKept(machine: Machine): Kept {
-  const journal = new VirtualFile({ name: 'journal', size: 0, logged: true });
+  const journal = new VirtualFile({ name: 'journal', size: 0, logged: true, writtenBack: true });
   const kept = { journal, places: new Map<string, VirtualFile>(), images: new Map(), answered: false, going: false };
   machine.persistent.push(kept);
   return kept;
@@ -46,7 +46,13 @@ export function drawPlace(
   storagePages = machine.weather.storagePages,
 ): DiffStorageOptions {
   const path = `sim:${kept.places.size}`;
-  const file = new VirtualFile({ name: 'storage', size: 0, capacityPages: storagePages, logged: true });
+  const file = new VirtualFile({
+    name: 'storage',
+    size: 0,
+    capacityPages: storagePages,
+    logged: true,
+    writtenBack: true,
+  });
   kept.places.set(path, file);
   return {
     path,

@@ -53,11 +53,20 @@ export interface SimFile {
   reserve(offset: number, length: number): boolean;
   sync(): void;
   syncRange(offset: number, length: number): void;
+  /** Whether what is written may fail later, on its way from the page cache. */
+  readonly writtenBack: boolean;
+  doom(offset: number, length: number): void;
+  failWriteback(): void;
+  /** Whether it has, and `fd` was not told. */
+  tellWriteback(fd: number): boolean;
   /** A sync failed. */
   loseUnsynced(random: Prng): void;
   /** Whether the range cannot be read, now and later. */
   isBad(offset: number, length: number): boolean;
 }
+
+/** The longest that data waits in the page cache. */
+const WRITEBACK_US = 200_000;
 
 const FAULTS: Record<SimFile['place'], Record<Operation['kind'], Fault>> = {
   origin: { read: 'originReadError', write: 'originWriteError', allocate: 'originWriteError', sync: 'syncError' },
@@ -179,6 +188,7 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   write(fd: number, at: number, length: number, offset: number, durable: boolean, completion: Completion): void {
     const effect = (file: SimFile, from: number, to: number): number => {
       const done = file.write(offset + from, this.arena.bytes.subarray(at + from, at + to));
+      if (!durable) this.#mayDoom(file, offset + from, done);
       if (durable) file.syncRange(offset + from, done);
       if (from + done > 0 || from === to) return from + done;
       // What is full is no fault of the medium, and nothing is lost: but it excuses a write that fails.
@@ -211,6 +221,7 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
         place += segments[i * 2 + 1]!;
       }
       const done = file.write(offset + from, gathered.subarray(from, to));
+      this.#mayDoom(file, offset + from, done);
       return from + done === 0 ? -ERRNO.ENOSPC : from + done;
     };
     this.#start(fd, { kind: 'write', offset, length, effect }, completion);
@@ -219,14 +230,21 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   sync(fd: number, completion: Completion): void {
     const effect = (file: SimFile): number => {
       file.sync();
-      return 0;
+      return file.tellWriteback(fd) ? -ERRNO.EIO : 0;
     };
     this.#start(fd, { kind: 'sync', offset: 0, length: 0, effect }, completion);
   }
 
-  /** Caches are not simulated. */
-  writebackError(): number {
-    return 0;
+  writebackError(fd: number): number {
+    return this.#files.get(fd)?.tellWriteback(fd) === true ? -ERRNO.EIO : 0;
+  }
+
+  /** Whether what was just written fails when it is written back, some time later. */
+  #mayDoom(file: SimFile, offset: number, length: number): void {
+    if (!file.writtenBack || this.clock.calm > 0 || this.#weather.writebackError === 0) return;
+    if (!this.#strikes('writebackError')) return;
+    file.doom(offset, length);
+    this.clock.after(null, this.random.below(WRITEBACK_US), () => file.failWriteback());
   }
 
   allocate(fd: number, mode: AllocateMode, offset: number, length: number, completion: Completion): void {

@@ -55,6 +55,13 @@ class RealFile implements SimFile {
 
   loseUnsynced(): void {}
 
+  readonly writtenBack = false;
+  doom(): void {}
+  failWriteback(): void {}
+  tellWriteback(): boolean {
+    return false;
+  }
+
   isBad(): boolean {
     return false;
   }

@@ -51,8 +51,9 @@ export async function take(world: World, random: Prng, pages = world.machine.wea
     .finally(() => heard.forEach((stop) => stop()))
     .catch((error: unknown) => {
       if (kept !== null) forgetKept(machine, kept);
-      const { storageWriteError, hoggedArena } = machine.weather;
-      if (storagePages !== Infinity || storageWriteError > 0 || (kept !== null && hoggedArena > 0)) return null;
+      const { storageWriteError, writebackError, hoggedArena } = machine.weather;
+      if (storagePages !== Infinity || storageWriteError + writebackError > 0 || (kept !== null && hoggedArena > 0))
+        return null;
       throw error;
     });
   if (snapshot === null) return;
@@ -90,18 +91,21 @@ export function drawStorage(
   random: Prng,
   storagePages = machine.weather.storagePages,
 ): DiffStorageOptions {
-  const file = new VirtualFile({ name: 'storage', size: 0, capacityPages: storagePages });
+  const portionBytes = (64 + 64 * random.below(8)) * KIB;
+  const kind = random.chance(0.5) ? 'file' : 'memory';
+  const writtenBack = kind === 'file';
+  const file = new VirtualFile({ name: 'storage', size: 0, capacityPages: storagePages, writtenBack });
   places.push(file);
   if (places.length > PLACES) places.shift();
   return {
     path: ':memory:',
     limitBytes: storagePages === Infinity ? 64 * MIB : storagePages * CHUNK,
-    portionBytes: (64 + 64 * random.below(8)) * KIB,
+    portionBytes,
     place: {
       fd: reactor.openFile(file),
       owned: null,
       given: false,
-      kind: random.chance(0.5) ? 'file' : 'memory',
+      kind,
       sizeBytes: Infinity,
     },
   };

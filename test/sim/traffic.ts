@@ -325,7 +325,8 @@ export class Traffic {
 export function mayFail({ machine }: World): boolean {
   const { weather } = machine;
   return (
-    weather.originReadError + weather.storageReadError + weather.storageWriteError + weather.hoggedArena > 0 ||
+    weather.originReadError + weather.storageReadError + weather.storageWriteError > 0 ||
+    weather.writebackError + weather.hoggedArena > 0 ||
     weather.storagePages !== Infinity ||
     weather.cowTimeoutMs < 1000 ||
     weather.badSectors

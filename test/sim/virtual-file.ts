@@ -2,7 +2,10 @@
  *
  *  Pages that were never written, or were punched, are holes. What was written since the last sync is kept as
  *  a log by sectors: at a power loss each sector of it may have reached the platter or not, in every version that it
- *  had. A sync that fails drops what it could not write, and the next one succeeds without it, as Linux does. */
+ *  had. A sync that fails drops what it could not write, and the next one succeeds without it, as Linux does.
+ *
+ *  What is cached may also fail later, when the kernel writes it back: then it is as it was on the platter, and each
+ *  descriptor that was open, or the first that is opened, is told of it once. */
 
 import { openSync } from 'node:fs';
 import type { HoleFinder } from '../../src/block/device.ts';
@@ -26,12 +29,15 @@ export interface VirtualFileOptions {
   readonly kept?: boolean;
   /** Whether it is another file that a power loss does not take. */
   readonly logged?: boolean;
+  /** Whether what is written waits in the page cache, and may fail there. */
+  readonly writtenBack?: boolean;
 }
 
 export class VirtualFile implements HoleFinder, SimFile {
   readonly name: string;
   readonly place: 'origin' | 'storage';
   readonly #logged: boolean;
+  readonly writtenBack: boolean;
   readonly tellsTime: boolean;
   size: number;
   capacityPages: number;
@@ -42,19 +48,29 @@ export class VirtualFile implements HoleFinder, SimFile {
   #pages = new Map<number, Uint8Array>();
   readonly #platter = new Map<number, Uint8Array>();
   readonly #unsynced: Unsynced[] = [];
+  /** Pages that the device will fail to take. */
+  readonly #doomed = new Set<number>();
+  /** How often that has happened, how often somebody was told, and how often each descriptor was. */
+  #writebackFailures = 0;
+  #toldFailures = 0;
+  readonly #toldOf = new Map<number, number>();
 
-  constructor({ name, size, capacityPages = Infinity, kept = false, logged = kept }: VirtualFileOptions) {
+  constructor(options: VirtualFileOptions) {
+    const { name, size, capacityPages = Infinity, kept = false, logged = kept, writtenBack = false } = options;
     this.name = name;
     this.size = size;
     this.capacityPages = capacityPages;
     this.place = kept ? 'origin' : 'storage';
     this.#logged = logged;
+    this.writtenBack = writtenBack;
     this.tellsTime = name === 'journal';
   }
 
   /** A number for the file. It is a real descriptor of nothing, so that whoever has to close it can. */
   open(): number {
-    return openSync('/dev/null', 'r+');
+    const fd = openSync('/dev/null', 'r+');
+    this.#toldOf.set(fd, this.#toldFailures);
+    return fd;
   }
 
   /** Pages that are no holes. */
@@ -172,6 +188,7 @@ export class VirtualFile implements HoleFinder, SimFile {
   }
 
   sync(): void {
+    this.failWriteback();
     for (const each of this.#unsynced) this.#land(each);
     this.#unsynced.length = 0;
   }
@@ -196,6 +213,35 @@ export class VirtualFile implements HoleFinder, SimFile {
   losePower(random: Prng): void {
     this.loseUnsynced(random);
     this.#pages = new Map([...this.#platter].map(([index, page]) => [index, page.slice()]));
+  }
+
+  // --- write-back -----------------------------------------------------------------------------
+
+  /** What was just written will be lost when it is written back. */
+  doom(offset: number, length: number): void {
+    for (let page = Math.floor(offset / PAGE); page * PAGE < offset + length; page++) this.#doomed.add(page);
+  }
+
+  /** The kernel writes back what is doomed, and the device fails. */
+  failWriteback(): void {
+    if (this.#doomed.size === 0) return;
+    const rest = this.#unsynced.filter(({ sector }) => !this.#doomed.has(Math.floor((sector * SECTOR) / PAGE)));
+    this.#unsynced.splice(0, this.#unsynced.length, ...rest);
+    for (const index of this.#doomed) {
+      const page = this.#platter.get(index);
+      if (page === undefined) this.#pages.delete(index);
+      else this.#pages.set(index, page.slice());
+    }
+    this.#doomed.clear();
+    this.#writebackFailures++;
+  }
+
+  /** Whether it failed since the descriptor was told, or before anybody was. */
+  tellWriteback(fd: number): boolean {
+    if (this.#toldOf.get(fd) === this.#writebackFailures) return false;
+    this.#toldOf.set(fd, this.#writebackFailures);
+    this.#toldFailures = this.#writebackFailures;
+    return true;
   }
 
   // --- holes ----------------------------------------------------------------------------------

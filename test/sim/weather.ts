@@ -9,6 +9,8 @@ export interface Weather {
   readonly syncError: number;
   readonly storageReadError: number;
   readonly storageWriteError: number;
+  /** A write to storage or a journal that succeeds, and that the device fails later, when it is written back. */
+  readonly writebackError: number;
   /** Of a backup's files; a write error is a full disk. */
   readonly backupReadError: number;
   readonly backupWriteError: number;
@@ -74,5 +76,10 @@ export function drawWeather(seed: number): Weather {
     cowTimeoutMs: failing && random.chance(0.4) ? 20 : 10_000,
     mapInFile: random.chance(0.5),
   };
-  return { ...weather, persistent: weather.mapInFile && random.chance(0.6) ? 0.7 : 0 };
+  const persistent = weather.mapInFile && random.chance(0.6) ? 0.7 : 0;
+  return {
+    ...weather,
+    persistent,
+    writebackError: failing && more.chance(0.3) ? (0.05 * (1 + more.below(10))) / 10 : 0,
+  };
 }
