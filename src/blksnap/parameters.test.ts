@@ -30,6 +30,7 @@ test.each([
   [{ trackingBlockMaxCount: 1.5 }, /--tracking-block-max-count 1.5/],
   [{ cowTimeoutMs: NaN }, /--cow-timeout NaN ms/],
   [{ copyMemoryBytes: 100 * MIB }, /--copy-memory 100 MiB: want at most half of --arena 128 MiB/],
+  [{ arenaBytes: 5 * GIB }, /--arena 5.00 GiB: want a whole number from 16.0 MiB to 4.00 GiB/],
   [{ copyMemoryBytes: MIB + 1 }, /--copy-memory .*multiple of 4096/],
   [{ storagePortionBytes: 0 }, /--storage-portion 0 B: want a whole number from 1.00 MiB/],
   [{ maxSnapshots: 0 }, /--max-snapshots 0/],

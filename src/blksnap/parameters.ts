@@ -39,6 +39,9 @@ export const DEFAULT_PARAMETERS: Parameters = {
   maxConnections: 256,
 };
 
+/** Places in it are indices of one typed array, which in Node 20 has at most 4 GiB. */
+const LARGEST_ARENA = 4 * GIB;
+
 /** A parameter's option, what it may be, and how it is written. */
 interface Rule {
   readonly option: string;
@@ -51,8 +54,8 @@ const PARAMETER_RULES: { readonly [Name in keyof Parameters]: Rule } = {
   trackingBlockMinShift: { option: '--tracking-block-min-shift', min: 12, max: 30, unit: 'count' },
   trackingBlockMaxShift: { option: '--tracking-block-max-shift', min: 12, max: 30, unit: 'count' },
   trackingBlockMaxCount: { option: '--tracking-block-max-count', min: 1, max: 2 ** 30, unit: 'count' },
-  arenaBytes: { option: '--arena', min: 16 * MIB, max: 64 * GIB, unit: 'bytes' },
-  copyMemoryBytes: { option: '--copy-memory', min: MIB, max: 32 * GIB, unit: 'bytes' },
+  arenaBytes: { option: '--arena', min: 16 * MIB, max: LARGEST_ARENA, unit: 'bytes' },
+  copyMemoryBytes: { option: '--copy-memory', min: MIB, max: LARGEST_ARENA / 2, unit: 'bytes' },
   cowTimeoutMs: { option: '--cow-timeout', min: 1, max: 3_600_000, unit: 'ms' },
   storagePortionBytes: { option: '--storage-portion', min: MIB, max: 1024 * GIB, unit: 'bytes' },
   maxSnapshots: { option: '--max-snapshots', min: 1, max: 65_536, unit: 'count' },
