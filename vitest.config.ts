@@ -48,6 +48,9 @@ export default defineConfig({
           name: `kernel-${kernel}`,
           include: [`test/kernel/${kernel}/**/*.test.ts`],
           setupFiles: ['test/kernel/setup.ts'],
+          // A program of Node takes seconds to start in there.
+          testTimeout: 900_000,
+          hookTimeout: 900_000,
         },
       })),
     ],

@@ -25,8 +25,11 @@ exit $status
 `;
 
 const WAIT_MS = 50;
-/** For some writes at least. */
-const LOAD_MS = 500;
+/** What fio's verify puts at the start of each block that it writes. */
+const FIO_MAGIC = 0xacca;
+const FIO_BLOCK = 4096;
+/** Blocks that a load has written at least when it is ended. */
+const LEAST_BLOCKS = 16;
 
 export function run(program: string, ...args: readonly string[]): string {
   return execFileSync(program, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
@@ -162,11 +165,13 @@ export class LiveWorld {
 class Load {
   readonly #process: ChildProcess;
   readonly #ended: Promise<string>;
-  /** Is there from its first write on. */
+  /** Is there before its first write. */
   readonly #mark: string;
+  readonly #file: string;
 
   constructor(place: string, mark: string) {
     this.#mark = mark;
+    this.#file = path.join(place, 'load.0.0');
     const job = ['--name=load', `--directory=${place}`, '--size=512k', '--rw=randwrite', '--bs=4k', '--direct=1'];
     const verify = [
       '--verify=crc32c',
@@ -188,11 +193,19 @@ class Load {
     return this.#process.exitCode === null && this.#process.signalCode === null;
   }
 
+  get #isUnderWay(): boolean {
+    if (!fs.existsSync(this.#mark) || !fs.existsSync(this.#file)) return false;
+    const bytes = fs.readFileSync(this.#file);
+    let written = 0;
+    for (let at = 0; at + FIO_BLOCK <= bytes.length; at += FIO_BLOCK)
+      if (bytes.readUInt16LE(at) === FIO_MAGIC) written++;
+    return written >= LEAST_BLOCKS;
+  }
+
   /** Rejects when a write failed, or a read gave something else; resolves with how many writes there were. */
   async end(): Promise<number> {
     if (!this.isRunning) throw new Error(`fio ended by itself: ${await this.#ended}`);
-    while (!fs.existsSync(this.#mark) && this.isRunning) await sleep(WAIT_MS);
-    await sleep(LOAD_MS);
+    while (!this.#isUnderWay && this.isRunning) await sleep(WAIT_MS);
     this.#process.kill('SIGINT');
     const output = await this.#ended;
     const report = JSON.parse(output.slice(output.indexOf('\n{'), output.lastIndexOf('}') + 1)) as FioReport;

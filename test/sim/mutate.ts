@@ -13,7 +13,7 @@ const ROOT = path.join(import.meta.dirname, '../..');
 const STEPS_PER_SEED = 60;
 const SEEDS = 80;
 /** For all steps together. A run that does not end within it has found nothing. */
-const LONGEST_MS = 900_000;
+export const LONGEST_MS = 900_000;
 
 export interface Found {
   readonly mutation: Mutation;

@@ -2,7 +2,7 @@
  *  found. `npm run sim -- --minutes N` runs more seeds, `npm run mutations` all bugs. */
 
 import { describe, expect, it } from 'vitest';
-import { hunt } from './mutate.ts';
+import { LONGEST_MS, hunt } from './mutate.ts';
 import { MUTATIONS } from './mutations.ts';
 import { runProgram } from './program.ts';
 import { shorten } from './shorten.ts';
@@ -40,7 +40,7 @@ describe('simulator', () => {
 });
 
 describe('deliberate bugs', () => {
-  it.each(MUTATIONS.filter((_, i) => i % SAMPLE === 0))('are found: $why', (mutation) => {
+  it.each(MUTATIONS.filter((_, i) => i % SAMPLE === 0))('are found: $why', { timeout: LONGEST_MS }, (mutation) => {
     expect(hunt(mutation).steps).not.toBeNull();
   });
 });

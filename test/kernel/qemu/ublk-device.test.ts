@@ -137,7 +137,7 @@ test('waits for memory when there is less than is asked for', async () => {
   const verify = ['--bs=64k', '--size=16m', '--verify=crc32c', '--do_verify=1', '--verify_fatal=1'];
   device.held = [];
   const fio = run('fio', ...job, ...verify, '--minimal');
-  await expect.poll(() => device.held!.length, { timeout: 60_000 }).toBe(MIB / (64 * KIB));
+  await expect.poll(() => device.held!.length).toBe(MIB / (64 * KIB));
   await new Promise((resolve) => setTimeout(resolve, 200));
   const held = device.held;
   expect(held).toHaveLength(MIB / (64 * KIB));

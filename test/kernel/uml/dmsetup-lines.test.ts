@@ -47,7 +47,7 @@ const answer = (dm: Dm, words: string[]): Promise<string> => dm(words).catch(() 
 /** What one of them prints of a table, when no mirror copies any more. */
 async function linesOf(dm: Dm, table: string): Promise<string[]> {
   await dm(['create', 'x'], table);
-  await expect.poll(() => dm(['status', 'x']), { timeout: 20_000 }).not.toMatch(/mirror .* (\d+)\/(?!\1 )/);
+  await expect.poll(() => dm(['status', 'x'])).not.toMatch(/mirror .* (\d+)\/(?!\1 )/);
   const lines = [await dm(['table', 'x']), await dm(['status', 'x'])];
   await dm(['remove', 'x']);
   return lines;

@@ -37,8 +37,8 @@ async function freezer(limitMs: number, forMs: number) {
   });
   let said = '';
   child.stdout.on('data', (data: Buffer) => (said += data.toString()));
-  await expect.poll(() => said, { timeout: 60_000 }).toContain('frozen');
-  return { child, said: () => said, ended: new Promise((resolve) => child.once('exit', resolve)) };
+  await expect.poll(() => said).toContain('frozen');
+  return { child, said: () => said, ended: new Promise((resolve) => child.once('close', resolve)) };
 }
 
 test('an image of a mounted file system needs no repair, but for one that was not frozen', async () => {

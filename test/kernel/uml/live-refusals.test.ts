@@ -6,15 +6,12 @@ import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
-import { afterEach, beforeAll, beforeEach, expect, test, vi } from 'vitest';
+import { afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { Client } from '../../../src/api/client.ts';
 import { LiveWorld, loadModules, run } from '../live-world.ts';
 
 const BLKSNAP = path.resolve(import.meta.dirname, '../../../bin/blksnap');
 const TABLE = '0 131072 linear 1:0 2048\n';
-/** Daemons start slowly in there. */
-const LIMIT_MS = 240_000;
-vi.setConfig({ testTimeout: LIMIT_MS, hookTimeout: LIMIT_MS });
 
 let world: LiveWorld;
 
@@ -57,7 +54,7 @@ async function withDaemon(
       () => false,
     );
   try {
-    await expect.poll(isUp, { timeout: LIMIT_MS, interval: 500 }).toBe(true);
+    await expect.poll(isUp, { interval: 500 }).toBe(true);
     await then(client);
   } finally {
     child.kill();

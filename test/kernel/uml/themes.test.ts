@@ -3,7 +3,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { refuseUnsuitable } from '../../../src/block/host-device.ts';
 import { MIB } from '../../../src/util/units.ts';
 import { Machine, sh } from '../machine.ts';
@@ -11,9 +11,6 @@ import { QuickDaemon } from '../quick-daemon.ts';
 
 const SIZE = 32 * MIB;
 const BLOCK = 65_536;
-/** Commands take seconds in there. */
-const LIMIT_MS = 240_000;
-vi.setConfig({ testTimeout: LIMIT_MS, hookTimeout: LIMIT_MS });
 
 /** An origin, and the kernel device through which it is used. */
 interface Origin {
