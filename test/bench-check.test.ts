@@ -2,7 +2,9 @@
 
 import { expect, test } from 'vitest';
 import { regressions } from '../bench/check.ts';
+import type { Experiment, Series } from '../bench/measurement.ts';
 import type { Report } from '../bench/report.ts';
+import { judge } from '../bench/targets.ts';
 import type { Outcome } from '../bench/targets.ts';
 
 function outcome(min: number, max: number, more: Partial<Outcome> = {}): Outcome {
@@ -47,4 +49,43 @@ test('where less is better, more is worse', () => {
   const share = { bound: '≤ 1', target: 'latency' };
   expect(worse(outcome(0.4, 0.5, share), outcome(1.1, 1.2, { ...share, verdict: 'not met' }))).toBe(1);
   expect(worse(outcome(0.4, 0.5, share), outcome(0.2, 0.3, { ...share, verdict: 'met' }))).toBe(0);
+});
+
+test('what is missed is at its limit where who does less is hardly better: in rates, and in times', () => {
+  const verdict = (name: string, metric: string, figures: Record<string, number>): string | undefined => {
+    const series = Object.entries(figures).map(([entrant, figure]): Series => {
+      return { experiment: name, entrant, samples: [{ value: figure, [metric]: figure }] };
+    });
+    const experiment: Experiment = {
+      name,
+      title: '',
+      group: '',
+      unit: '',
+      better: 'more',
+      place: 'memory',
+      quick: false,
+      entrants: [],
+    };
+    return judge(experiment, series)[0]?.verdict;
+  };
+  const rates = (serve: number): Record<string, number> => ({
+    'blksnap-serve': serve,
+    'nbdkit-file': 100,
+    'blksnap-nothing': 115,
+  });
+  expect([121, 114, 105].map((serve) => verdict('randread-4k-qd32', 'value', rates(serve)))).toEqual([
+    'met',
+    'limit',
+    'not met',
+  ]);
+  const times = (backup: number): Record<string, number> => ({
+    'blksnap-backup': backup,
+    'blksnap-held': 100,
+    'blksnap-loops': 300,
+  });
+  expect([140, 305, 350].map((backup) => verdict('write-while-reading-qd1', 'p99Us', times(backup)))).toEqual([
+    'met',
+    'limit',
+    'not met',
+  ]);
 });

@@ -9,25 +9,23 @@ import { QEMU_CBW, tracked } from '../servers.ts';
 import type { RunningServer, ServerRow } from '../servers.ts';
 import { measureServer } from './fio-entrant.ts';
 
-type Reader = (server: RunningServer, stage: Stage) => readonly [string, ...string[]];
+type Command = readonly [string, ...string[]];
+/** What runs beside the writes, each again and again. */
+type Reader = (server: RunningServer, stage: Stage) => readonly Command[];
 
-const nbdcopy: Reader = ({ imageUri }) => ['nbdcopy', imageUri!, 'null:'];
+const nobody: Reader = () => [];
+const nbdcopy: Reader = ({ imageUri }) => [['nbdcopy', imageUri!, 'null:']];
 /** Each run is a full backup of a snapshot of its own. */
-const backup: Reader = (_server, { dir }) => [
-  BLKSNAP,
-  'backup',
-  'bench',
-  '--full',
-  '--dir',
-  path.join(dir, 'daemon'),
-  '--to',
-  path.join(dir, 'backups'),
-  '--storage',
-  dir,
-];
+const backup: Reader = (_server, { dir }) => {
+  const places = ['--dir', path.join(dir, 'daemon'), '--to', path.join(dir, 'backups'), '--storage', dir];
+  return [[BLKSNAP, 'backup', 'bench', '--full', ...places]];
+};
+/** No reader at all, but as many busy processes as a backup has threads at work, with its priority. */
+const loops: Reader = () => [LOOP, LOOP];
+const LOOP: Command = ['nice', '-n', '19', 'sh', '-c', 'while :; do :; done'];
 
-/** Runs the reader again and again; the function returned ends it. */
-function keepReading([command, ...args]: readonly [string, ...string[]]): () => Promise<void> {
+/** Runs the command again and again; the function returned ends it. */
+function keepRunning([command, ...args]: Command): () => Promise<void> {
   let ending = false;
   let child = spawn(command, args, { stdio: 'ignore' });
   const over = (async () => {
@@ -46,7 +44,7 @@ function keepReading([command, ...args]: readonly [string, ...string[]]): () => 
   };
 }
 
-function entrant(row: ServerRow, queueDepth: number, reader: Reader | null, needs: readonly string[]): Entrant {
+function entrant(row: ServerRow, queueDepth: number, reader: Reader, needs: readonly string[]): Entrant {
   const job = { rw: 'randwrite', blockBytes: 4096, queueDepth, onePass: true } as const;
   return {
     name: row.name,
@@ -55,11 +53,11 @@ function entrant(row: ServerRow, queueDepth: number, reader: Reader | null, need
     measure: async (stage) => {
       const server = await row.start(stage);
       try {
-        const end = reader === null ? async (): Promise<void> => {} : keepReading(reader(server, stage));
+        const beside = reader(server, stage).map(keepRunning);
         try {
           return await measureServer(server, server.uri, { stage, job, unit: 'IOPS' });
         } finally {
-          await end();
+          await Promise.all(beside.map((end) => end()));
         }
       } finally {
         await server.stop();
@@ -81,10 +79,11 @@ function experiment(queueDepth: number): Experiment {
     place: 'memory',
     quick: false,
     entrants: [
-      entrant(held('blksnap-held', 'blksnap, held, nobody reads'), queueDepth, null, []),
+      entrant(held('blksnap-held', 'blksnap, held, nobody reads'), queueDepth, nobody, []),
       entrant(held('blksnap-nbdcopy', 'blksnap, nbdcopy reads the image'), queueDepth, nbdcopy, ['nbdcopy']),
       entrant(held('blksnap-backup', 'blksnap, full backups run'), queueDepth, backup, []),
-      entrant(qemu, queueDepth, null, []),
+      entrant(held('blksnap-loops', 'blksnap, held, two shell loops at nice 19'), queueDepth, loops, []),
+      entrant(qemu, queueDepth, nobody, []),
       entrant(read, queueDepth, nbdcopy, ['nbdcopy']),
     ],
   };
