@@ -56,6 +56,7 @@ const parametersView = shape<StatusView['parameters']>()(
       trackingBlockMinShift: z.int(),
       trackingBlockMaxShift: z.int(),
       trackingBlockMaxCount: z.int(),
+      copyUnitBytes: bytes,
       arenaBytes: bytes,
       copyMemoryBytes: bytes,
       cowTimeoutMs: z.int(),

@@ -11,6 +11,8 @@ export interface CopyOnWriteOptions {
   readonly pool: BioPool;
   /** Memory for copies alone: were it shared with clients, their held writes could take all of it. */
   readonly memory: Arena;
+  /** What a write saves at least when it touches it first: a power of two of chunks, aligned. */
+  readonly copyUnitBytes: number;
   /** How long a write may wait for copy memory. */
   readonly timeoutMs: number;
   /** The filter under which the origin lies. */

@@ -130,6 +130,125 @@ test('a discard that waits for memory many times looks at each of its chunks a f
   await core.close();
 });
 
+describe('copy units', () => {
+  /** A disk without zeros, and a snapshot of it. */
+  async function withUnits(size: number, { copyUnitBytes = 64 * KIB, copyMemoryBytes = MIB } = {}) {
+    const core = await Core.open({ copyMemoryBytes, parameters: { copyUnitBytes } });
+    const before = Buffer.alloc(size);
+    for (let sector = 0; sector * 512 < size; sector++)
+      before.fill(1 + (sector % 255), sector * 512, (sector + 1) * 512);
+    fs.writeFileSync(core.path('a'), before);
+    const { disk, tracker } = await core.disk('a', size);
+    const [image] = (await core.set.create([tracker], MEMORY)).images;
+    const expectImage = async (): Promise<void> => {
+      const { status, data } = await core.read(image!, 0, size);
+      expect([status, data.equals(before)]).toEqual([0, true]);
+    };
+    return { core, disk, image: image!, counters: tracker.cow.counters, expectImage };
+  }
+
+  test('a first write saves all of each unit that it touches, in one read; the next write there saves nothing', async () => {
+    const { core, disk, counters, expectImage } = await withUnits(MIB);
+    await core.write(disk, 100 * KIB, 4 * KIB, 1);
+    expect(counters).toMatchObject({ reads: 1, readBytes: 64 * KIB, heldWrites: 1 });
+    await expect.poll(() => counters.copiedChunks).toBe(16);
+    await core.write(disk, 64 * KIB, 512, 2);
+    await core.write(disk, 127 * KIB, KIB, 3);
+    expect(counters).toMatchObject({ reads: 1, copiedChunks: 16, heldWrites: 1 });
+    await core.write(disk, 256 * KIB - 512, KIB, 4);
+    expect(counters).toMatchObject({ reads: 2, readBytes: 192 * KIB, heldWrites: 2 });
+    await expect.poll(() => counters.copiedChunks).toBe(48);
+    await core.write(disk, 192 * KIB, 128 * KIB, 5);
+    expect(counters).toMatchObject({ reads: 2, heldWrites: 2 });
+    await expectImage();
+    await core.close();
+  });
+
+  test('the last unit of a disk ends with the disk', async () => {
+    const { core, disk, counters, expectImage } = await withUnits(200 * KIB + 512);
+    await core.write(disk, 200 * KIB, 512, 1);
+    expect(counters).toMatchObject({ reads: 1, readBytes: 8 * KIB + 512 });
+    await expect.poll(() => counters).toMatchObject({ copiedChunks: 3, zeroChunks: 0 });
+    await expectImage();
+    await core.close();
+  });
+
+  test('after growth nothing beyond the image is saved', async () => {
+    const { core, disk, counters, expectImage } = await withUnits(72 * KIB);
+    fs.truncateSync(core.path('a'), MIB);
+    await disk.resize();
+    await core.write(disk, 100 * KIB, 4 * KIB, 1);
+    expect(counters).toMatchObject({ reads: 0, heldWrites: 0 });
+    await core.write(disk, 70 * KIB, 8 * KIB, 1);
+    expect(counters).toMatchObject({ reads: 1, readBytes: 8 * KIB });
+    await expect.poll(() => counters).toMatchObject({ copiedChunks: 2, zeroChunks: 0 });
+    await expectImage();
+    await core.close();
+  });
+
+  test('what readers are done with is left out', async () => {
+    const { core, disk, image, counters } = await withUnits(MIB);
+    image.release(24 * KIB, 8 * KIB);
+    await core.write(disk, 0, 4 * KIB, 1);
+    expect(counters).toMatchObject({ reads: 2, readBytes: 56 * KIB, releasedChunks: 2 });
+    await core.close();
+  });
+
+  test('a write waits for memory for its own chunks alone', async () => {
+    const { core, disk, counters, expectImage } = await withUnits(MIB, { copyMemoryBytes: 8 * KIB });
+    // What lies before it has taken all, and what follows is saved as far as there is room again.
+    expect(await core.write(disk, 32 * KIB, 4 * KIB, 1)).toBe(0);
+    expect(counters).toMatchObject({ heldWrites: 1, memoryWaits: 1 });
+    await expect.poll(() => counters.copiedChunks).toBe(4);
+    // As much as it has room for, and then it passes.
+    expect(await core.write(disk, 64 * KIB, 4 * KIB, 1)).toBe(0);
+    expect(counters).toMatchObject({ heldWrites: 2, memoryWaits: 1 });
+    await expect.poll(() => counters.copiedChunks).toBe(6);
+    expect(await core.write(disk, 3 * 64 * KIB + 5 * KIB, 50 * KIB, 1)).toBe(0);
+    await expectImage();
+    await core.close();
+  });
+
+  test('units as large as the copy memory: many writes at once all end', async () => {
+    const size = 8 * MIB;
+    const { core, disk, counters, expectImage } = await withUnits(size, { copyUnitBytes: MIB });
+    const writes = Array.from({ length: 32 }, (_, i) => core.write(disk, ((i * 5 * MIB) / 4 + 512) % size, 4 * KIB, i));
+    expect(await Promise.all(writes)).toEqual(Array.from({ length: 32 }, () => 0));
+    expect(counters.memoryWaits).toBeGreaterThan(0);
+    expect(counters.brokenImages).toBe(0);
+    await expectImage();
+    await core.close();
+  });
+
+  test('holes around a small discard are neither read nor stored', async () => {
+    const core = await Core.open({ parameters: { copyUnitBytes: MIB } });
+    const { disk, tracker } = await sparse(core);
+    const before = fs.readFileSync(core.path('a'));
+    const [image] = (await core.set.create([tracker], MEMORY)).images;
+    const { counters } = tracker.cow;
+    await runBio(core.pool, disk, { op: DISCARD, offset: 2 * MIB, length: 4 * KIB });
+    expect(counters).toMatchObject({ reads: 0, holeChunks: 256 });
+    await core.write(disk, 9 * MIB + 512 * KIB, 4 * KIB, 1);
+    expect(counters).toMatchObject({ reads: 1, readBytes: 68 * KIB, holeChunks: 512 - 17 });
+    expect((await core.read(image!, 0, SIZE)).data.equals(before)).toBe(true);
+    await core.close();
+  });
+
+  test('a newer snapshot saves whole units of its own, and the older image reads them', async () => {
+    const { core, disk, image, expectImage } = await withUnits(MIB);
+    await core.write(disk, 0, 4 * KIB, 1);
+    const newer = await core.set.create([image.tracker], MEMORY);
+    await core.write(disk, 8 * KIB, 4 * KIB, 2);
+    await core.write(disk, 640 * KIB, 4 * KIB, 2);
+    await expect.poll(() => newer.images[0]!.area.savedChunks).toBe(32);
+    await expectImage();
+    await core.set.destroy(newer.id);
+    await core.write(disk, 644 * KIB, 4 * KIB, 3);
+    await expectImage();
+    await core.close();
+  });
+});
+
 /** A disk that reads as nines, wherever its data is. */
 class Nines extends BlockFilter {
   readonly name = 'nines';

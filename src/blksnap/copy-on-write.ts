@@ -6,9 +6,14 @@
  *    2. else hold the bio, read the old data, mark the chunks "in memory";
  *    3. let the write pass;
  *    4. store the copy, mark it stored, give the memory back.
- *  A second write to a chunk whose read is under way waits for that read only. Of large ranges, and of all
- *  that is discarded, holes are not read but marked as zeros at once: no write to them can be under way below,
- *  since those that were ended before the take, and all others since then have waited for their chunks.
+ *  A second write to a chunk whose read is under way waits for that read only.
+ *
+ *  Step 2 is widened to whole copy units, as far as there is memory: only for what it touches itself does a write wait
+ *  for some. Chunks around it that are saved stay as they are, and beyond an area's end there are none.
+ *
+ *  Of large ranges, and of all that is discarded, holes are not read but marked as zeros at once. A chunk that is
+ *  neither saved nor being read has seen no write since the take, whoever looks at it: those before had ended by then, and
+ *  all others wait until their chunks are saved. So no write to it can be under way below.
  *
  *  While a snapshot is held that outlives the process, step 3 comes after step 4: see persistent-copies.ts.
  *
@@ -51,6 +56,8 @@ const HOLES_FROM = 16;
 export class CopyOnWrite implements CowRunOwner {
   readonly #o: CopyOnWriteOptions;
   readonly #words: Int32Array;
+  /** Chunks of a copy unit. */
+  readonly #unit: number;
   readonly areas = new AreaList();
   readonly #spareRuns: CowRun[] = [];
   readonly #persistent: PersistentCopies;
@@ -60,7 +67,8 @@ export class CopyOnWrite implements CowRunOwner {
   constructor(options: CopyOnWriteOptions) {
     this.#o = options;
     this.#words = new Int32Array(options.memory.bytes.buffer);
-    const { reactor, memory, timeoutMs } = options;
+    const { reactor, memory, timeoutMs, copyUnitBytes } = options;
+    this.#unit = copyUnitBytes / CHUNK;
     this.#starved = new StarvedWrites({
       reactor,
       memory,
@@ -151,7 +159,13 @@ export class CopyOnWrite implements CowRunOwner {
   hold(bio: Bio): void {
     this.counters.heldWrites++;
     bio.waiting = 0;
-    this.#protect(bio, chunkOf(bio.offset));
+    this.#protect(bio, this.#unitStart(bio));
+  }
+
+  /** The first chunk of the copy unit that the write begins in. */
+  #unitStart(bio: Bio): ChunkIndex {
+    const chunk = chunkOf(bio.offset);
+    return (chunk - (chunk % this.#unit)) as ChunkIndex;
   }
 
   /** Starts or joins the reads that the write needs from `first` on, and holds it until they ended. */
@@ -171,9 +185,11 @@ export class CopyOnWrite implements CowRunOwner {
     this.#unwait(bio);
   }
 
-  /** Whether it waits for memory. */
+  /** Whether it waits for memory: as long as `bio.reached` is among the chunks that it touches itself. */
   #protectFrom(live: DiffArea, bio: Bio, first: ChunkIndex): boolean {
-    const last = Math.min(chunkOf(bio.offset + bio.length - 1), live.lastChunk) as ChunkIndex;
+    const ownFirst = chunkOf(bio.offset);
+    const ownLast = chunkOf(bio.offset + bio.length - 1);
+    const last = Math.min(ownLast - (ownLast % this.#unit) + this.#unit - 1, live.lastChunk) as ChunkIndex;
     let chunk = first;
     const holes = bio.op !== WRITE || last - chunk >= HOLES_FROM ? this.#o.holes() : null;
     /** Where the data that is known to begin before it ends. */
@@ -198,6 +214,11 @@ export class CopyOnWrite implements CowRunOwner {
         chunk = data;
       } else {
         const count = this.#startRun(live, chunk, Math.min(last, dataEnd - 1) as ChunkIndex, bio);
+        if (count === 0 && chunk < ownFirst) {
+          chunk = ownFirst;
+          continue;
+        }
+        if (count === 0 && chunk > ownLast) break;
         if (count === 0) {
           this.counters.memoryWaits++;
           bio.waiting++;
@@ -233,11 +254,11 @@ export class CopyOnWrite implements CowRunOwner {
     run.waiters.push(bio);
   }
 
-  /** One thing less to wait for. After the last the write goes on where memory ran out; from its start when the
-   *  snapshot has broken, and another taken over, meanwhile. */
+  /** One thing less to wait for. After the last the write goes on where memory ran out; from the start of its copy unit
+   *  when the snapshot has broken, and another taken over, meanwhile. */
   #unwait(bio: Bio): void {
     if (--bio.waiting > 0) return;
-    const first = bio.era === this.areas.era ? (bio.reached as ChunkIndex) : chunkOf(bio.offset);
+    const first = bio.era === this.areas.era ? (bio.reached as ChunkIndex) : this.#unitStart(bio);
     if (!this.passable(bio, first)) {
       this.#protect(bio, first);
       return;

@@ -32,7 +32,7 @@ import { parseNbdUri } from '../nbd/uri.ts';
 import { assert } from '../util/assert.ts';
 import { BlksnapError } from '../util/errors.ts';
 import type { SnapshotEvent } from './events.ts';
-import { DEFAULT_PARAMETERS } from './parameters.ts';
+import { checkedParameters } from './parameters.ts';
 import type { Parameters } from './parameters.ts';
 import type { Snapshot } from './snapshot.ts';
 import { SnapshotSet } from './snapshot-set.ts';
@@ -41,7 +41,8 @@ import { Tracker } from './tracker.ts';
 export interface EmbeddedOptions {
   /** Default: the best that works here. */
   readonly driver?: DriverName;
-  readonly parameters?: Parameters;
+  /** In place of defaults. */
+  readonly parameters?: Partial<Parameters>;
   /** Hears what happens to snapshots. */
   readonly onEvent?: (event: SnapshotEvent) => void;
 }
@@ -122,14 +123,15 @@ export class Embedded implements FilterHost {
   readonly #disks: EmbeddedDisk[] = [];
   readonly #exports: NbdClient[] = [];
 
+  /** Errors: EINVAL for parameters that are out of range. */
   static async open(options: EmbeddedOptions = {}): Promise<Embedded> {
-    const { arenaBytes } = options.parameters ?? DEFAULT_PARAMETERS;
+    const parameters = checkedParameters(options.parameters ?? {});
+    const { arenaBytes } = parameters;
     const driver = options.driver === undefined ? {} : { driver: options.driver };
-    return new Embedded(await openReactor({ ...driver, arenaBytes, cooperative: true }), options);
+    return new Embedded(await openReactor({ ...driver, arenaBytes, cooperative: true }), parameters, options);
   }
 
-  private constructor(reactor: Reactor, options: EmbeddedOptions) {
-    const { onEvent, parameters = DEFAULT_PARAMETERS } = options;
+  private constructor(reactor: Reactor, parameters: Parameters, { onEvent }: EmbeddedOptions) {
     const { arena } = reactor;
     this.reactor = reactor;
     this.#parameters = parameters;

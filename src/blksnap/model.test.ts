@@ -20,6 +20,7 @@ import { ERRNO } from '../util/errors.ts';
 import { Prng } from '../util/prng.ts';
 import { CHUNK } from './chunk-table.ts';
 import { MIB } from '../util/units.ts';
+import { DEFAULT_PARAMETERS } from './parameters.ts';
 import { SnapshotSet } from './snapshot-set.ts';
 import type { Snapshot } from './snapshot.ts';
 import type { SnapshotImage } from './image.ts';
@@ -30,6 +31,8 @@ const SECTOR = 512;
 const COPY_MEMORY = 64 * 1024;
 const SEEDS = process.env['BLKSNAP_SEED'] === undefined ? [1, 2, 3, 4] : [Number(process.env['BLKSNAP_SEED'])];
 const STEPS = Number(process.env['BLKSNAP_STEPS'] ?? 60);
+/** By seed: units of a chunk, of several, of all the copy memory, and larger than a disk. */
+const COPY_UNITS = [4, 16, 64, 256].map((kib) => kib * 1024);
 /** Sizes that are no whole chunks and no whole tracking blocks. */
 const SIZES = [512 * 1024 + 3 * SECTOR, 200 * 1024 + SECTOR];
 
@@ -124,9 +127,11 @@ class World {
   readonly #directory: string;
   readonly #copyMemory: Arena;
   readonly #copyAt: number;
+  readonly #copyUnitBytes: number;
 
   constructor(reactor: Reactor, seed: number, directory: string) {
     this.random = new Prng(seed);
+    this.#copyUnitBytes = COPY_UNITS[(seed - 1) % COPY_UNITS.length]!;
     this.reactor = reactor;
     this.#directory = directory;
     this.set = new SnapshotSet({ reactor, pool: this.pool });
@@ -152,6 +157,7 @@ class World {
         copyMemory: this.#copyMemory,
         mapPath: path.join(this.#directory, `disk${i}.map`),
         originPath: file,
+        parameters: { ...DEFAULT_PARAMETERS, copyUnitBytes: this.#copyUnitBytes },
       });
       await disk.attachFilter(tracker);
       this.disks.push({ disk, device: shuffle, tracker, file, content });

@@ -1,8 +1,12 @@
 /** Parameters: the defaults, what may be given in their place, and that it takes effect. */
 
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
 import { expect, test } from 'vitest';
 import { GIB, KIB, MIB } from '../util/units.ts';
 import { Core } from '../../test/core.ts';
+import { Embedded } from './embedded.ts';
 import { DEFAULT_PARAMETERS, checkedParameters } from './parameters.ts';
 
 test('the defaults are those of the kernel module where they mean the same', () => {
@@ -32,6 +36,10 @@ test.each([
   [{ copyMemoryBytes: 100 * MIB }, /--copy-memory 100 MiB: want at most half of --arena 128 MiB/],
   [{ arenaBytes: 5 * GIB }, /--arena 5.00 GiB: want a whole number from 16.0 MiB to 4.00 GiB/],
   [{ copyMemoryBytes: MIB + 1 }, /--copy-memory .*multiple of 4096/],
+  [{ copyUnitBytes: 12 * KIB }, /--copy-unit 12\.0 KiB: want a power of two from 4\.00 KiB to 1\.00 MiB/],
+  [{ copyUnitBytes: 2 * KIB }, /--copy-unit 2\.00 KiB: want a power of two/],
+  [{ copyUnitBytes: 2 * MIB }, /--copy-unit 2\.00 MiB: want a power of two/],
+  [{ copyUnitBytes: NaN }, /--copy-unit .*want a power of two/],
   [{ storagePortionBytes: 0 }, /--storage-portion 0 B: want a whole number from 1.00 MiB/],
   [{ maxSnapshots: 0 }, /--max-snapshots 0/],
   [{ maxConnections: 4097 }, /--max-connections 4097: want a whole number from 1 to 4096/],
@@ -39,6 +47,24 @@ test.each([
   expect(() => checkedParameters(given)).toThrow(
     expect.objectContaining({ code: 'EINVAL', message: expect.stringMatching(message) }),
   );
+});
+
+test('without a daemon they are checked and used, too', async () => {
+  await expect(Embedded.open({ parameters: { copyUnitBytes: 100_000 } })).rejects.toMatchObject({
+    code: 'EINVAL',
+    message: expect.stringContaining('--copy-unit'),
+  });
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-parameters-'));
+  const file = path.join(directory, 'disk.img');
+  fs.writeFileSync(file, Buffer.alloc(MIB, 1));
+  const embedded = await Embedded.open({ parameters: { copyUnitBytes: 64 * KIB } });
+  const disk = await embedded.openDisk(file);
+  const snapshot = await embedded.snapshot([disk]);
+  await disk.write(0, Buffer.alloc(512));
+  await expect.poll(() => disk.tracker.cow.counters.copiedChunks).toBe(16);
+  await snapshot.destroy();
+  await embedded.close();
+  fs.rmSync(directory, { recursive: true });
 });
 
 test('tracking limits make the blocks of a disk', async () => {

@@ -1,4 +1,4 @@
-/** The parameters of a daemon: how finely changes are tracked, how much memory copies may take, how
+/** The parameters of a daemon: how finely changes are tracked, how much is copied at once and in how much memory, how
  *  storage grows, and how many snapshots there may be. Set when it starts, the same for all its disks.
  *
  *  docs/parameters.md says what each costs, and which parameter of the kernel module it answers to. */
@@ -6,12 +6,16 @@
 import { BlksnapError } from '../util/errors.ts';
 import { GIB, MIB, formatSize } from '../util/units.ts';
 import { TRACKING_LIMITS } from './cbt-map.ts';
+import { CHUNK } from './chunk-table.ts';
+import { MAX_RUN } from './cow-run.ts';
 
 export interface Parameters {
   /** Tracking blocks have at least 2^min bytes, at most 2^max, and doubling stops at this count of them. */
   readonly trackingBlockMinShift: number;
   readonly trackingBlockMaxShift: number;
   readonly trackingBlockMaxCount: number;
+  /** What a write saves at least, aligned, when it touches it first: a power of two. */
+  readonly copyUnitBytes: number;
   /** Memory for everything on the data path. */
   readonly arenaBytes: number;
   /** The part of it that copies are made in. */
@@ -30,6 +34,7 @@ export const DEFAULT_PARAMETERS: Parameters = {
   trackingBlockMinShift: TRACKING_LIMITS.minShift,
   trackingBlockMaxShift: TRACKING_LIMITS.maxShift,
   trackingBlockMaxCount: TRACKING_LIMITS.maxCount,
+  copyUnitBytes: CHUNK,
   arenaBytes: 128 * MIB,
   copyMemoryBytes: 32 * MIB,
   cowTimeoutMs: 10_000,
@@ -48,12 +53,14 @@ interface Rule {
   readonly min: number;
   readonly max: number;
   readonly unit: 'bytes' | 'ms' | 'count';
+  readonly powerOfTwo?: boolean;
 }
 
 const PARAMETER_RULES: { readonly [Name in keyof Parameters]: Rule } = {
   trackingBlockMinShift: { option: '--tracking-block-min-shift', min: 12, max: 30, unit: 'count' },
   trackingBlockMaxShift: { option: '--tracking-block-max-shift', min: 12, max: 30, unit: 'count' },
   trackingBlockMaxCount: { option: '--tracking-block-max-count', min: 1, max: 2 ** 30, unit: 'count' },
+  copyUnitBytes: { option: '--copy-unit', min: CHUNK, max: MAX_RUN * CHUNK, unit: 'bytes', powerOfTwo: true },
   arenaBytes: { option: '--arena', min: 16 * MIB, max: LARGEST_ARENA, unit: 'bytes' },
   copyMemoryBytes: { option: '--copy-memory', min: MIB, max: LARGEST_ARENA / 2, unit: 'bytes' },
   cowTimeoutMs: { option: '--cow-timeout', min: 1, max: 3_600_000, unit: 'ms' },
@@ -88,9 +95,11 @@ export function checkedParameters(given: { readonly [Name in keyof Parameters]?:
 }
 
 function checkRange(name: keyof Parameters, value: number): void {
-  const { min, max, unit } = PARAMETER_RULES[name];
-  if (!Number.isSafeInteger(value) || value < min || value > max) {
-    throw refused(name, value, `a whole number from ${written(min, unit)} to ${written(max, unit)}`);
+  const { min, max, unit, powerOfTwo = false } = PARAMETER_RULES[name];
+  const isKind = powerOfTwo ? Number.isInteger(Math.log2(value)) : Number.isSafeInteger(value);
+  if (!isKind || value < min || value > max) {
+    const kind = powerOfTwo ? 'a power of two' : 'a whole number';
+    throw refused(name, value, `${kind} from ${written(min, unit)} to ${written(max, unit)}`);
   }
   if (unit === 'bytes' && value % 4096 !== 0) throw refused(name, value, 'a multiple of 4096 bytes');
 }

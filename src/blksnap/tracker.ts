@@ -112,6 +112,7 @@ export class Tracker extends BlockFilter {
       reactor,
       pool,
       memory: copyMemory,
+      copyUnitBytes: this.#parameters.copyUnitBytes,
       timeoutMs: this.#parameters.cowTimeoutMs,
       above: this,
       holes: () => (this.below === disk.device ? (disk.device.holes ?? null) : null),

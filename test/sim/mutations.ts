@@ -436,4 +436,10 @@ export const MUTATIONS: readonly Mutation[] = [
     replacement: '    const lost = this.#lost;\n    this.#lost = 0;\n    return lost;',
     why: 'that the storage has lost something is told to whoever asks first, and to nobody afterwards',
   },
+  {
+    file: COW,
+    text: '          chunk = ownFirst;\n',
+    replacement: '          chunk = (ownLast + 1) as ChunkIndex;\n',
+    why: 'a write passes without its copy when there is no memory for what lies before it in its copy unit',
+  },
 ];

@@ -31,6 +31,8 @@ export interface Weather {
   /** Pages of a snapshot's storage; few enough to overflow, or Infinity. */
   readonly storagePages: number;
   readonly copyMemoryBytes: number;
+  /** From a chunk to more than a whole disk. */
+  readonly copyUnitBytes: number;
   /** A bystander holds nearly all of the arena. */
   readonly hoggedArena: number;
   readonly cowTimeoutMs: number;
@@ -77,9 +79,7 @@ export function drawWeather(seed: number): Weather {
     mapInFile: random.chance(0.5),
   };
   const persistent = weather.mapInFile && random.chance(0.6) ? 0.7 : 0;
-  return {
-    ...weather,
-    persistent,
-    writebackError: failing && more.chance(0.3) ? (0.05 * (1 + more.below(10))) / 10 : 0,
-  };
+  const writebackError = failing && more.chance(0.3) ? (0.05 * (1 + more.below(10))) / 10 : 0;
+  const copyUnitBytes = (more.chance(0.5) ? 4 : 8 * 2 ** more.below(8)) * KIB;
+  return { ...weather, persistent, writebackError, copyUnitBytes };
 }

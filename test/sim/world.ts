@@ -203,6 +203,7 @@ export class World {
     const parameters = {
       ...DEFAULT_PARAMETERS,
       cowTimeoutMs: weather.cowTimeoutMs,
+      copyUnitBytes: weather.copyUnitBytes,
       trackingBlockMinShift: 12,
       trackingBlockMaxShift: 14,
       trackingBlockMaxCount: 40,

@@ -3,9 +3,11 @@
 import fs from 'node:fs';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import type { CbtView, DiskView, SnapshotView, StatusView } from '../../src/api/client.ts';
+import { Embedded } from '../../src/blksnap/embedded.ts';
 import { DaemonUnderTest } from './daemon-under-test.ts';
 
-const MIB = 1024 * 1024;
+const KIB = 1024;
+const MIB = 1024 * KIB;
 let daemon: DaemonUnderTest;
 
 beforeEach(() => {
@@ -31,6 +33,30 @@ test('parameters are taken, shown, and refused by name', async () => {
   await expect(daemon.cli('daemon', '--copy-memory', '1G')).rejects.toMatchObject({
     code: 2,
     stderr: expect.stringMatching(/--copy-memory 1\.00 GiB: want at most half/),
+  });
+});
+
+test('a copy unit of 64 KiB is saved as a whole by the first write, and the image is right', async () => {
+  await daemon.start('--copy-unit', '64K');
+  expect((await daemon.json<StatusView>('status')).parameters.copyUnitBytes).toBe(64 * KIB);
+  expect(await daemon.cli('status')).toMatch(/copy unit +64\.0 KiB/);
+  const before = fs.readFileSync(await daemon.disk('vm', 8 * MIB));
+  const { id } = await daemon.json<SnapshotView>('snapshot', 'create', 'vm');
+  const embedded = await Embedded.open();
+  const disk = await embedded.openExport(daemon.uri('vm'));
+  const copied = async (): Promise<number> => (await daemon.json<StatusView>('status')).copies.copiedChunks;
+  await disk.write(20 * KIB, Buffer.alloc(4 * KIB, 1));
+  await expect.poll(copied).toBe(16);
+  await disk.write(60 * KIB, Buffer.alloc(4 * KIB, 2));
+  // Its unit is a hole.
+  await disk.write(100 * KIB, Buffer.alloc(4 * KIB, 3));
+  const image = await embedded.openExport(daemon.uri(`vm@${id}`));
+  expect((await image.read(0, before.length)).equals(before)).toBe(true);
+  expect(await copied()).toBe(16);
+  await embedded.close();
+  await expect(daemon.cli('daemon', '--copy-unit', '48K')).rejects.toMatchObject({
+    code: 2,
+    stderr: expect.stringMatching(/--copy-unit 48\.0 KiB: want a power of two from 4\.00 KiB to 1\.00 MiB/),
   });
 });
 

@@ -25,6 +25,7 @@ interface DaemonOptions extends CommonOptions {
   readonly trackingBlockMinShift?: number;
   readonly trackingBlockMaxShift?: number;
   readonly trackingBlockMaxCount?: number;
+  readonly copyUnit?: number;
   readonly arena?: number;
   readonly copyMemory?: number;
   readonly cowTimeout?: number;
@@ -73,6 +74,7 @@ export function addDaemonCommand(program: Command): void {
       'a disk has at most n of them, if they may be as large (default: 2097152)',
       wholeNumber,
     )
+    .option('--copy-unit <size>', 'what a write saves at least, a power of two from 4K to 1M (default: 4K)', size)
     .option('--arena <size>', 'memory for all data on its way (default: 128M)', size)
     .option('--copy-memory <size>', 'the part of it for copies (default: 32M)', size)
     .option(
@@ -153,6 +155,7 @@ async function givenParameters(options: DaemonOptions): Promise<Parameters> {
     trackingBlockMinShift,
     trackingBlockMaxShift,
     trackingBlockMaxCount,
+    copyUnitBytes: options.copyUnit,
     arenaBytes: options.arena,
     copyMemoryBytes: options.copyMemory,
     cowTimeoutMs: options.cowTimeout,

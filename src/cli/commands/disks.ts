@@ -247,12 +247,13 @@ function copyFields(copies: StatusView['copies']): Array<[string, string]> {
 
 function parameterFields(parameters: StatusView['parameters']): Array<[string, string]> {
   const { trackingBlockMinShift, trackingBlockMaxShift, trackingBlockMaxCount } = parameters;
-  const { arenaBytes, copyMemoryBytes, cowTimeoutMs, storagePortionBytes, maxSnapshots, maxSnapshotsPerDisk } =
-    parameters;
+  const { copyUnitBytes, arenaBytes, copyMemoryBytes, cowTimeoutMs } = parameters;
+  const { storagePortionBytes, maxSnapshots, maxSnapshotsPerDisk } = parameters;
   const sizes = `${formatSize(2 ** trackingBlockMinShift)} to ${formatSize(2 ** trackingBlockMaxShift)}`;
   const copies = `${formatSize(copyMemoryBytes)} for copies, waited for up to ${formatSeconds(cowTimeoutMs / 1000)}`;
   return [
     ['tracking blocks', `${sizes}, doubled above ${trackingBlockMaxCount}`],
+    ['copy unit', formatSize(copyUnitBytes)],
     ['memory', `${formatSize(arenaBytes)}, of it ${copies}`],
     ['storage portion', formatSize(storagePortionBytes)],
     ['snapshots at most', `${maxSnapshots}, of one disk ${maxSnapshotsPerDisk}`],
