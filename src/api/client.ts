@@ -374,11 +374,14 @@ export class Client {
       );
     }
     const isCertificate = /CERT|SIGNATURE/.test(cause.code ?? '');
+    const isCutOff = cause.code === 'ECONNRESET' || cause.code === 'EPIPE';
     const next = isCertificate
       ? "; name its authority's certificate with --api-ca"
       : cause.code === 'EACCES'
         ? ', which is for its owner alone'
-        : '';
+        : isCutOff
+          ? ', which ended the connection without an answer: it ends, or has no descriptors left (ulimit -n)'
+          : '';
     return this.#failure(cause, `Cannot reach the daemon at ${this.#transport.place}${next}`);
   }
 

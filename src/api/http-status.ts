@@ -21,6 +21,7 @@ const STATUS = {
   EFBIG: 413,
   EBADMSG: 422,
   EOPNOTSUPP: 422,
+  EMFILE: 503,
   ESHUTDOWN: 503,
   ENOSPC: 507,
 } as const satisfies Partial<Record<ErrorCode, number>>;

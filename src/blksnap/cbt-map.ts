@@ -128,7 +128,13 @@ export class CbtMap {
       fs.closeSync(fd);
       throw errnoError(-mapping, `Cannot map change map "${options.path}"`);
     }
-    return new CbtMap(options, shift, fd, mapping, doubt);
+    try {
+      return new CbtMap(options, shift, fd, mapping, doubt);
+    } catch (cause) {
+      unmap(mapping.address, length);
+      fs.closeSync(fd);
+      throw toBlksnapError(cause, `Cannot write change map "${options.path}"`);
+    }
   }
 
   private constructor(options: CbtMapOptions, shift: number, fd: number, mapping: Mapping | null, doubt: string) {

@@ -62,8 +62,15 @@ function ofDisk(directory: string, name: string): string | null {
   return null;
 }
 
+let ofThisBoot: string | null = null;
+
 /** Differs after every boot of the machine. */
 export function bootId(): string {
+  ofThisBoot ??= readBootId();
+  return ofThisBoot;
+}
+
+function readBootId(): string {
   if (os.platform() === 'linux') return fs.readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
   return String(Math.round(Date.now() / 1000 - os.uptime()));
 }

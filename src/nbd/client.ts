@@ -376,7 +376,10 @@ async function shakeHands<T>(
     stream.close();
     checkGoingOn(target.signal);
     if (timedOut)
-      throw new BlksnapError('ETIMEDOUT', `The NBD server did not end the handshake in ${HANDSHAKE_LIMIT_MS} ms`);
+      throw new BlksnapError(
+        'ETIMEDOUT',
+        `The NBD server did not end the handshake in ${HANDSHAKE_LIMIT_MS} ms: it stands still, or has no descriptors left`,
+      );
     throw toBlksnapError(cause);
   } finally {
     stopListening();

@@ -24,6 +24,8 @@ export class Wire {
   #closed = false;
   /** Came on another thread, before the stream did; read first. */
   #early: Uint8Array;
+  /** The peer has said something. */
+  #heard = false;
 
   /** Null when the arena has no room for one more handshake. */
   static open(arena: Arena, stream: Stream, early: Uint8Array = new Uint8Array(0)): Wire | null {
@@ -41,6 +43,7 @@ export class Wire {
     this.#in = input;
     this.#out = output;
     this.#early = early;
+    this.#heard = early.length > 0;
   }
 
   /** Closes the stream, at any time; whoever waits or comes later gets ECANCELED. */
@@ -80,9 +83,14 @@ export class Wire {
       if (this.#takeEarly()) continue;
       const result = await completed((c) => this.#stream.receive(this.#in + this.#end, WIRE_LIMIT - this.#end, c));
       if (result === 0 && first && this.#end === this.#start) return false;
-      if (result === 0)
-        throw new BlksnapError('ECONNRESET', 'The peer closed the connection in the middle of a message');
+      if (result === 0) {
+        const when = this.#heard
+          ? 'in the middle of a message'
+          : 'without a word: it takes no more clients, or has no descriptors left';
+        throw new BlksnapError('ECONNRESET', `The peer closed the connection ${when}`);
+      }
       if (result < 0) throw errnoError(-result, 'Cannot receive');
+      this.#heard = true;
       this.#end += result;
     }
     return true;

@@ -20,6 +20,7 @@ export const ERRNO = {
   ENOTDIR: 20,
   EISDIR: 21,
   EINVAL: 22,
+  EMFILE: 24,
   EFBIG: 27,
   ENOSPC: 28,
   EROFS: 30,
@@ -70,6 +71,8 @@ export class BlksnapError extends Error {
   }
 }
 
+const MORE_FILES = '; let the process have more (ulimit -n, LimitNOFILE=)';
+
 /** Wraps whatever was thrown (a Node system error, a BlksnapError, anything) into a BlksnapError.
  *  `action` comes before the cause's own words: `Cannot open "x": ENOENT: no such file…`. */
 export function toBlksnapError(cause: unknown, action?: string): BlksnapError {
@@ -77,7 +80,8 @@ export function toBlksnapError(cause: unknown, action?: string): BlksnapError {
   const given = (cause as { code?: unknown }).code;
   const code = given === 'ENOTSUP' ? 'EOPNOTSUPP' : given; // one number on Linux, and Node takes the other name
   const known = typeof code === 'string' && code in ERRNO ? (code as ErrorCode) : 'EIO';
-  const words = cause instanceof Error ? cause.message : String(cause);
+  const own = cause instanceof Error ? cause.message : String(cause);
+  const words = known === 'EMFILE' && !own.includes(MORE_FILES) ? own + MORE_FILES : own;
   return new BlksnapError(known, action === undefined ? words : `${action}: ${words}`, { cause });
 }
 
