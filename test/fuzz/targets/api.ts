@@ -56,8 +56,8 @@ class ApiSubject implements FuzzSubject {
       .replaceAll(SNAPSHOT, this.#snapshot)
       .replaceAll(PLACE, this.#inside)
       .replaceAll(TOKEN, RIGHT_TOKEN);
-    // These would be no mistakes.
-    if (/^DELETE \/v1\/(?:disks\/vm|snapshots\/[^ ]*)[ ?]/m.test(text) || text.includes('/next')) return;
+    // These would be no mistakes; a second request may follow a body without a line's end.
+    if (/DELETE \/v1\/(?:disks\/vm|snapshots\/[^ ]*)[ ?]/.test(text) || text.includes('/next')) return;
     const heard = await this.#say(Buffer.from(text, 'latin1'));
     checkAnswers(heard);
     if (this.#overTcp && !text.includes(RIGHT_TOKEN)) checkRefusals(heard);
