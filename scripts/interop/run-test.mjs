@@ -8,7 +8,7 @@ import path from 'node:path';
 
 import { ROOT } from '../prepare.mjs';
 
-const LIMIT_SECONDS = 150;
+const LIMIT_SECONDS = 600;
 
 /** @typedef {{ name: string, cwd: string, command: readonly string[], env?: NodeJS.ProcessEnv,
  *    skipped?: (status: number, output: string) => string | null }} SuiteTest

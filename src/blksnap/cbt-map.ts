@@ -15,6 +15,7 @@
  *   120 origin id u64    128 origin version u64 (both as of attach, then as of detach)
  *   136 time of the last mark f64 (ms since 1970)
  *   144 origin change u64 (as 120 and 128)
+ *   160 64 times of marks f64 (as 136): the first of each 20 ms, of the last 64 in which there were marks
  *  1024 96 slots of 32 bytes, one for each persistent snapshot that has a copy of all that was overwritten since
  *       its take: 0 its id, 16 bytes (zeros: free)   16 whole frames of its journal f64
  *
@@ -37,6 +38,9 @@ const VERSION = 2;
 const OLDEST_VERSION = 1;
 const HEADER = 4096;
 const LAST_MARK = 136;
+const MARKS = 160;
+const MARK_COUNT = 64;
+const MARK_STEP_MS = 20;
 const CLEAN = 1;
 const CLEAN_UNCOUNTED = 2;
 const SLOTS = 1024;
@@ -97,6 +101,9 @@ export class CbtMap {
   #generationId = '';
   #changeNumber = 1;
   #lastMarkMs = -1;
+  /** Of the last among the times of marks, and the place of the next. */
+  #lastTimeMs = -Infinity;
+  #nextTime = 0;
   #closed = false;
   /** Places of slots in the header, by snapshot. */
   readonly #claimed = new Map<string, number>();
@@ -193,7 +200,12 @@ export class CbtMap {
 
   /** A write that was marked some time ago goes on only now. */
   touch(): void {
-    this.#header.setFloat64(LAST_MARK, Date.now(), true);
+    const timeMs = Date.now();
+    this.#header.setFloat64(LAST_MARK, timeMs, true);
+    if (Math.abs(timeMs - this.#lastTimeMs) < MARK_STEP_MS) return;
+    this.#header.setFloat64(MARKS + 8 * this.#nextTime, timeMs, true);
+    this.#nextTime = (this.#nextTime + 1) % MARK_COUNT;
+    this.#lastTimeMs = timeMs;
   }
 
   /** Ends a period at a take: later changes carry the next number. After 255 the history starts
@@ -301,6 +313,7 @@ export class CbtMap {
     putText(header, 72, bootId());
     this.#writeIdentity();
     header.setFloat64(LAST_MARK, Date.now(), true);
+    for (let i = 0; i < MARK_COUNT; i++) header.setFloat64(MARKS + 8 * i, 0, true);
   }
 
   #writeIdentity(): void {
@@ -392,13 +405,15 @@ function doubtAfterKill(header: DataView, now: OriginIdentity | null, { originPr
   if (now?.kind === 'device')
     return 'the daemon ended without detaching a kernel device, which others may have written since';
   if (now === null || isUntouched(then, now)) return '';
-  // Its last write was ours if it came with the last mark. One that is earlier is as suspicious as one that is
-  // later: somebody has set the clock back, or the times of the file.
-  const lastMarkMs = header.getFloat64(LAST_MARK, true);
-  const isOurs = (timeNs: bigint): boolean => {
-    const sinceMarkMs = Number(timeNs / 1_000_000n) - lastMarkMs;
-    return sinceMarkMs >= -FILE_CLOCK_STEP_MS && sinceMarkMs <= KILL_SLACK_MS;
-  };
+  // Its last write was ours if it came with a mark: the last one, or one before it where the process was killed between later
+  // marks and their writes. Others are as suspicious when they are earlier as when they are later: somebody has set
+  // the clock back, or the times of the file.
+  const marks = [LAST_MARK, ...Array.from({ length: MARK_COUNT }, (_, i) => MARKS + 8 * i)];
+  const isOurs = (timeNs: bigint): boolean =>
+    marks.some((at) => {
+      const sinceMarkMs = Number(timeNs / 1_000_000n) - header.getFloat64(at, true);
+      return sinceMarkMs >= -FILE_CLOCK_STEP_MS && sinceMarkMs <= KILL_SLACK_MS;
+    });
   return isOurs(now.version) && isOurs(now.change) ? '' : 'the disk was written while it was not attached';
 }
 

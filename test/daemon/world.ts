@@ -17,8 +17,8 @@ import { assert } from '../../src/util/assert.ts';
 import { MIB } from '../../src/util/units.ts';
 
 const BLKSNAP = path.join(import.meta.dirname, '../../bin/blksnap');
-const READY_TIMEOUT_MS = 60_000;
-const STOP_TIMEOUT_MS = 10_000;
+const READY_TIMEOUT_MS = 240_000;
+const STOP_TIMEOUT_MS = 60_000;
 
 export interface Outcome {
   readonly code: number | null;

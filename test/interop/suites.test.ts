@@ -11,7 +11,7 @@ const suite = SUITES.find(({ name }) => name === 'nbd')!;
 
 describe('nbd-tester-client', () => {
   for (const name of TESTS) {
-    it(name, { timeout: 240_000 }, (context) => {
+    it(name, { timeout: 1_800_000 }, (context) => {
       requireDebianSources(context, suite.packages);
       const test = suite.prepare().tests.find((one) => one.name === name)!;
       const { verdict, output } = runSuiteTest(test, new Map());

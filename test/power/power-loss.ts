@@ -27,7 +27,7 @@ const STATE = path.join(MOUNTED, 'state');
 const DISK = path.join(MOUNTED, 'vda.img');
 const BACKUPS = path.join(MOUNTED, 'backups');
 const KEPT = 3;
-const READY_TIMEOUT_MS = 60_000;
+const READY_TIMEOUT_MS = 240_000;
 
 export interface PowerLossOptions {
   readonly fileSystem: FileSystem;
