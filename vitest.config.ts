@@ -12,6 +12,7 @@ const LONG = [
   'src/blksnap/model.test.ts',
   'src/daemon/{barrier-take,freeze-hooks,io-thread-client}.test.ts',
   'src/dm/mapped-device.test.ts',
+  'src/kernel/dmsetup.test.ts',
   'src/nbd/connection.test.ts',
 ];
 const FRAME = ['test/tidy*.test.ts', 'test/layers.test.ts', 'test/comparison.test.ts', 'test/sim/mutations.test.ts'];

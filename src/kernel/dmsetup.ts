@@ -9,8 +9,11 @@
 import { spawn } from 'node:child_process';
 import { BlksnapError } from '../util/errors.ts';
 
-/** None of them waits for I/O; but a machine may stand still for a while. */
+/** None but a swap waits for I/O. */
 const CALL_TIMEOUT_MS = 60_000;
+/** Time is counted in such pieces: that for which this process or its machine was stopped (a paused virtual machine,
+ *  say) is one of them at most, since dmsetup got nowhere either. */
+const TICK_MS = 100;
 const ERROR_BYTES = 500;
 const PLACES = ['/usr/sbin', '/sbin', '/usr/bin', '/bin'];
 
@@ -57,6 +60,7 @@ export async function swapTable(device: string, { timeoutMs }: { readonly timeou
   await dmsetup(['resume', '--nolockfs', '--noudevsync', device], {
     action: `swap the table of "${device}"`,
     timeoutMs,
+    why: ', as requests under way do not end; try again when they do',
   });
 }
 
@@ -69,18 +73,20 @@ interface DmsetupOptions {
   readonly action: string;
   readonly input?: string;
   readonly timeoutMs?: number;
+  /** For messages: what it has waited for when the time is over. */
+  readonly why?: string;
 }
 
 /** What dmsetup prints. */
 async function dmsetup(args: readonly string[], options: DmsetupOptions): Promise<string> {
-  const { action, input = '', timeoutMs = CALL_TIMEOUT_MS } = options;
+  const { action, input = '', timeoutMs = CALL_TIMEOUT_MS, why = '' } = options;
   const env = { ...process.env, LC_ALL: 'C', PATH: [process.env['PATH'], ...PLACES].filter(Boolean).join(':') };
   const child = spawn('dmsetup', args, { stdio: ['pipe', 'pipe', 'pipe'], env });
-  let late = false;
-  const timer = setTimeout(() => {
-    late = true;
-    child.kill('SIGKILL');
-  }, timeoutMs);
+  let waitedMs = 0;
+  const timer = setInterval(() => {
+    waitedMs += TICK_MS;
+    if (waitedMs >= timeoutMs) child.kill('SIGKILL');
+  }, TICK_MS);
   const output: Buffer[] = [];
   const complaint: Buffer[] = [];
   child.stdout.on('data', (piece: Buffer) => output.push(piece));
@@ -97,9 +103,10 @@ async function dmsetup(args: readonly string[], options: DmsetupOptions): Promis
     if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw cause;
     throw new BlksnapError('ENOENT', `Cannot ${action}: there is no dmsetup; install it (Debian package dmsetup)`);
   } finally {
-    clearTimeout(timer);
+    clearInterval(timer);
   }
-  if (late) throw new BlksnapError('ETIMEDOUT', `Cannot ${action}: it took more than ${timeoutMs / 1000} s`);
+  if (waitedMs >= timeoutMs)
+    throw new BlksnapError('ETIMEDOUT', `Cannot ${action}: it took more than ${timeoutMs / 1000} s${why}`);
   throw failure(action, Buffer.concat(complaint).toString());
 }
 

@@ -15,13 +15,12 @@ export interface DeathPoint {
   readonly when: 'before' | 'after';
 }
 
-/** A dmsetup that kills its caller when a file says so, once. */
-const DMSETUP = `#!/bin/sh
-[ -f "$DIE/$1-before" ] && { rm "$DIE/$1-before"; kill -9 $PPID; exit 1; }
-/sbin/dmsetup "$@"
-status=$?
-[ -f "$DIE/$1-after" ] && { rm "$DIE/$1-after"; kill -9 $PPID; }
-exit $status
+/** A dmsetup that kills its caller at a point, once. There only until then: it takes as long as dmsetup itself. */
+const dmsetupThatKills = ({ command, when }: DeathPoint): string => `#!/bin/sh
+[ $1 = ${command} ] || exec /sbin/dmsetup "$@"
+rm "$0"
+${when === 'after' ? '/sbin/dmsetup "$@"' : ''}
+kill -9 $PPID
 `;
 
 const WAIT_MS = 50;
@@ -73,7 +72,8 @@ export class LiveWorld {
   readonly volume: string;
   readonly place: string;
   readonly fileSystem: FileSystem;
-  readonly #die: string;
+  /** Found before the real dmsetup, while a death is due. */
+  readonly #killer: string;
   #mounted = false;
   #loads = 0;
 
@@ -82,11 +82,9 @@ export class LiveWorld {
     this.volume = volume;
     this.fileSystem = fileSystem;
     this.place = this.daemon.path('mnt');
-    this.#die = this.daemon.path('die');
     const bin = this.daemon.path('bin');
-    for (const directory of [this.place, this.#die, bin]) fs.mkdirSync(directory);
-    fs.writeFileSync(path.join(bin, 'dmsetup'), DMSETUP, { mode: 0o755 });
-    process.env['DIE'] = this.#die;
+    for (const directory of [this.place, bin]) fs.mkdirSync(directory);
+    this.#killer = path.join(bin, 'dmsetup');
     process.env['PATH'] = `${bin}:${process.env['PATH']}`;
     if (typeof making === 'string') pipe(making, '/sbin/dmsetup', 'create', volume);
     else making(volume);
@@ -125,14 +123,19 @@ export class LiveWorld {
     return run('/sbin/dmsetup', 'info', '-c', '--noheadings', '-o', 'suspended', this.volume).trim() === 'Suspended';
   }
 
-  /** The daemon dies at the next such call. */
-  dieAt({ command, when }: DeathPoint): void {
-    fs.writeFileSync(path.join(this.#die, `${command}-${when}`), '');
+  /** The daemon dies at the next such call, unless it is asked to die elsewhere before. */
+  dieAt(point: DeathPoint): void {
+    fs.writeFileSync(this.#killer, dmsetupThatKills(point), { mode: 0o755 });
   }
 
   /** Whether a death that was asked for has happened. */
   get hasDied(): boolean {
-    return fs.readdirSync(this.#die).length === 0;
+    return !fs.existsSync(this.#killer);
+  }
+
+  /** No death is due any more. */
+  spare(): void {
+    fs.rmSync(this.#killer, { force: true });
   }
 
   attach(): Promise<DiskView> {

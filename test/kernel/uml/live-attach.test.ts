@@ -5,7 +5,6 @@ import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
-import { BlksnapError } from '../../../src/util/errors.ts';
 import { Prng } from '../../../src/util/prng.ts';
 import { LiveWorld, loadModules, run } from '../live-world.ts';
 import type { DeathPoint } from '../live-world.ts';
@@ -62,25 +61,12 @@ async function dieIn(action: () => Promise<unknown>, point: DeathPoint): Promise
   expect(await world.client.disks()).toEqual([]);
 }
 
-/** A machine that stands still for long may use up the time of a step: the command fails then, the volume has one of
- *  its tables, and the command is given again. */
-async function patiently<T>(action: () => Promise<T>): Promise<T> {
-  try {
-    return await action();
-  } catch (cause) {
-    if (!(cause instanceof BlksnapError) || cause.code !== 'ETIMEDOUT') throw cause;
-    console.log(`given again: ${cause.message}`);
-    expect(world.isSuspended()).toBe(false);
-    return await action();
-  }
-}
-
 async function thereAndBack(): Promise<void> {
-  const { name, live, kernelDevice, path: place } = await patiently(() => world.attach());
+  const { name, live, kernelDevice, path: place } = await world.attach();
   expect({ name, live, place }).toEqual({ name: 'vol', live: true, place: '/dev/mapper/vol' });
   const number = run('lsblk', '-dno', 'MAJ:MIN', kernelDevice!.path!).trim();
   expect(world.table()).toBe(`0 ${SECTORS} linear ${number} 0\n`);
-  await patiently(() => world.client.detach('vol'));
+  await world.client.detach('vol');
   expectOriginal();
 }
 
@@ -97,7 +83,7 @@ test(
       if (there !== undefined) await dieIn(() => world.attach(), there);
       else if (back === undefined) await thereAndBack();
       else {
-        await patiently(() => world.attach());
+        await world.attach();
         await dieIn(() => world.client.detach('vol'), back);
       }
       if ((round + 1) % PROGRESS === 0) console.log(`${round + 1} of ${ROUNDS} rounds, seed ${SEED}`);
@@ -137,7 +123,7 @@ test('a recovery that is killed itself is taken up by the next', async () => {
     expect(world.isSuspended()).toBe(false);
   }
   await world.daemon.stop('SIGKILL');
-  for (const point of BACK) fs.rmSync(world.daemon.path(`die/${point.command}-${point.when}`), { force: true });
+  world.spare();
   await world.start();
   expectOriginal();
   await load.end();
