@@ -2,7 +2,8 @@
  *  this machine's root file system by 9p. Made once, kept in the cache directory.
  *
  *  The package comes through this machine's own apt sources: the release's line, with `-backports`, and package
- *  lists of its own, so that nothing of this machine's package management changes. */
+ *  lists of its own, so that nothing of this machine's package management changes. BLKSNAP_VM_SUITE in the environment
+ *  names another suite of Debian, for a newer kernel: stable-backports, say. */
 
 import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
@@ -46,10 +47,12 @@ function run(command, args, options = {}) {
   throw new Error(`Cannot get a kernel for the machine: ${command} ${args.join(' ')}: ${words}`);
 }
 
-/** Directory of sources that name this release's backports, derived from this machine's.
- *  @param {string} directory */
-function writeSources(directory) {
+/** Directory of sources that name the suite, or this release's backports, derived from this machine's.
+ *  @param {string} directory
+ *  @param {string | undefined} wanted */
+function writeSources(directory, wanted) {
   const release = /^VERSION_CODENAME=(\S+)/m.exec(fs.readFileSync('/etc/os-release', 'utf8'))?.[1];
+  const suite = wanted ?? `${release}-backports`;
   const places = '/etc/apt/sources.list.d';
   const files = fs.existsSync(places) ? fs.readdirSync(places).map((name) => path.join(places, name)) : [];
   const texts = ['/etc/apt/sources.list', ...files].filter((file) => fs.existsSync(file));
@@ -59,25 +62,23 @@ function writeSources(directory) {
     .flatMap((text) => text.split(/\n\s*\n/))
     .find((one) => new RegExp(`^Suites: ${release}( |$)`, 'm').test(one));
   if (line !== undefined) {
-    fs.writeFileSync(
-      path.join(directory, 'backports.list'),
-      `${line.replace(` ${release} `, ` ${release}-backports `)}\n`,
-    );
+    fs.writeFileSync(path.join(directory, 'backports.list'), `${line.replace(` ${release} `, ` ${suite} `)}\n`);
   } else if (stanza !== undefined) {
-    const text = stanza.replace(/^Suites: .*$/m, `Suites: ${release}-backports`);
+    const text = stanza.replace(/^Suites: .*$/m, `Suites: ${suite}`);
     fs.writeFileSync(path.join(directory, 'backports.sources'), `${text.trim()}\n`);
   } else {
     throw new Error(`Cannot get a kernel for the machine: no apt source names ${release}; is this Debian?`);
   }
 }
 
-/** Fetches and unpacks the kernel package into `directory`/kernel. Returns its version.
- *  @param {string} directory */
-function unpackKernel(directory) {
+/** Fetches and unpacks the kernel's packages into `directory`/kernel. Returns its version.
+ *  @param {string} directory
+ *  @param {string | undefined} suite */
+function unpackKernel(directory, suite) {
   const apt = path.join(directory, 'apt');
   for (const name of ['lists/partial', 'cache/archives/partial', 'sources'])
     fs.mkdirSync(path.join(apt, name), { recursive: true });
-  writeSources(path.join(apt, 'sources'));
+  writeSources(path.join(apt, 'sources'), suite);
   const settings = {
     'Dir::State::lists': path.join(apt, 'lists'),
     'Dir::Cache': path.join(apt, 'cache'),
@@ -87,17 +88,26 @@ function unpackKernel(directory) {
   };
   const options = Object.entries(settings).flatMap(([name, value]) => ['-o', `${name}=${value}`]);
   run('apt-get', [...options, 'update']);
-  const depends = String(run('apt-cache', [...options, 'depends', META_PACKAGE]));
-  const name = /Depends: (linux-image-\d\S*)/.exec(depends)?.[1];
+  const dependsOf = (/** @type {string} */ name) => String(run('apt-cache', [...options, 'depends', name]));
+  const name = /Depends: (linux-image-\d\S*)/.exec(dependsOf(META_PACKAGE))?.[1];
   if (name === undefined) throw new Error(`Cannot get a kernel for the machine: apt knows no ${META_PACKAGE}`);
-  run('apt-get', [...options, 'download', name], { cwd: directory });
-  const archive = fs.readdirSync(directory).find((file) => file.endsWith('.deb')) ?? '';
-  run('dpkg-deb', ['-x', path.join(directory, archive), path.join(directory, 'kernel')]);
-  fs.rmSync(path.join(directory, archive));
+  // From Linux 7 on in several packages, all of the kernel's version.
+  const version = name.replace('linux-image-', '');
+  const parts = [...dependsOf(name).matchAll(/Depends: (linux-\S+)/g)].map(([, part]) => String(part));
+  const packages = [name, ...parts.filter((part) => part.endsWith(version))];
+  run('apt-get', [...options, 'download', ...packages], { cwd: directory });
+  const kernel = path.join(directory, 'kernel');
+  for (const archive of fs.readdirSync(directory).filter((file) => file.endsWith('.deb'))) {
+    run('dpkg-deb', ['-x', path.join(directory, archive), kernel]);
+    fs.rmSync(path.join(directory, archive));
+  }
+  if (!fs.existsSync(path.join(kernel, 'lib'))) fs.renameSync(path.join(kernel, 'usr/lib'), path.join(kernel, 'lib'));
   fs.rmSync(apt, { recursive: true });
-  const [version = ''] = fs.readdirSync(path.join(directory, 'kernel/lib/modules'));
-  fs.cpSync(path.join(directory, `kernel/boot/vmlinuz-${version}`), path.join(directory, 'vmlinuz'));
-  run('depmod', ['-b', path.join(directory, 'kernel'), version]);
+  const images = [`boot/vmlinuz-${version}`, `lib/modules/${version}/vmlinuz`].map((file) => path.join(kernel, file));
+  const image = images.find((file) => fs.existsSync(file));
+  if (image === undefined) throw new Error(`Cannot get a kernel for the machine: none in ${packages.join(' ')}`);
+  fs.cpSync(image, path.join(directory, 'vmlinuz'));
+  run('depmod', ['-b', kernel, version]);
   return version;
 }
 
@@ -134,13 +144,14 @@ function packInitramfs(directory, version) {
 /** Directory of `vmlinuz`, `initrd` and `kernel/lib/modules`, made when it is not there yet. */
 export function getBackportsKernel() {
   const cache = path.join(process.env['XDG_CACHE_HOME'] ?? path.join(os.homedir(), '.cache'), 'blksnap');
-  const place = path.join(cache, 'vm-kernel');
+  const suite = process.env['BLKSNAP_VM_SUITE'];
+  const place = path.join(cache, suite === undefined ? 'vm-kernel' : `vm-kernel-${suite}`);
   if (fs.existsSync(path.join(place, 'initrd'))) return place;
-  say(`getting ${META_PACKAGE} of the backports, once`);
+  say(`getting ${META_PACKAGE} of ${suite ?? 'the backports'}, once`);
   fs.mkdirSync(cache, { recursive: true });
   const made = fs.mkdtempSync(path.join(cache, 'new-'));
   try {
-    packInitramfs(made, unpackKernel(made));
+    packInitramfs(made, unpackKernel(made, suite));
     // Somebody else may have made one meanwhile: theirs is as good.
     if (!fs.existsSync(place)) fs.renameSync(made, place);
   } finally {
