@@ -9,11 +9,13 @@ const run = promisify(execFile);
 const MIB = 2 ** 20;
 const SECTOR = 512;
 
+/** QEMU, most likely without KVM: fewer contenders and workloads, that it comes to an end. */
+export const EMULATED = process.env['BLKSNAP_TEST_KERNEL'] === 'qemu';
 /** What is measured of every RAM disk; what follows it is for warming up. */
-export const MEASURED_BYTES = 128 * MIB;
+export const MEASURED_BYTES = (EMULATED ? 64 : 128) * MIB;
 export const WARM_UP_BYTES = 16 * MIB;
 /** With room for the metadata of dm-snapshot, when the disk is its storage. */
-const RAM_DISK_BYTES = 160 * MIB;
+const RAM_DISK_BYTES = MEASURED_BYTES + 2 * WARM_UP_BYTES;
 
 export interface Contender {
   readonly name: string;
@@ -22,6 +24,18 @@ export interface Contender {
   readonly hold?: () => Promise<string>;
   readonly release?: () => Promise<void>;
   readonly end: () => Promise<void>;
+}
+
+/** Overwrites all that is measured. */
+export async function overwriteAll(device: string): Promise<void> {
+  await run('dd', [
+    'if=/dev/zero',
+    `of=${device}`,
+    'bs=1M',
+    `count=${MEASURED_BYTES / MIB}`,
+    'oflag=direct',
+    'conv=notrunc',
+  ]);
 }
 
 /** Makes RAM disks, full of what is no zeros. */

@@ -11,22 +11,31 @@ import { runFio } from '../fio.ts';
 import type { Sample, Series } from '../measurement.ts';
 import { written } from '../report.ts';
 import { pairedRatios, spreadOf, valuesOf } from '../statistics.ts';
-import { dmSnapshot, makeRamDisks, MEASURED_BYTES, ours, rawDevice, WARM_UP_BYTES } from './contenders.ts';
+import {
+  dmSnapshot,
+  EMULATED,
+  makeRamDisks,
+  MEASURED_BYTES,
+  ours,
+  overwriteAll,
+  rawDevice,
+  WARM_UP_BYTES,
+} from './contenders.ts';
 import type { Contender } from './contenders.ts';
-import { OVERWRITE, WORKLOADS } from './workloads.ts';
+import { WORKLOADS } from './workloads.ts';
 import type { State, Workload } from './workloads.ts';
 
 const RAM_DISKS = 5;
 const WARM_UP_MS = 300;
 /** All that a snapshot saves, at once: what is reserved on tmpfs takes memory. */
 const STORAGE = ['--storage-portion', `${MEASURED_BYTES / 2 ** 20 + 32}M`];
-const OVERWRITE_LIMIT_MS = 60_000;
 const RANGE = { offset: 0, length: MEASURED_BYTES };
 const WARM_UP_RANGE = { offset: MEASURED_BYTES, length: WARM_UP_BYTES };
 
 const { values } = parseArgs({
   options: { rounds: { type: 'string', default: '3' }, seconds: { type: 'string', default: '1' } },
 });
+const workloads = WORKLOADS.filter(({ emulated }) => emulated || !EMULATED);
 const rounds = Number(values.rounds);
 const runMs = Number(values.seconds) * 1000;
 
@@ -36,23 +45,21 @@ async function contendersOf(daemon: Daemon): Promise<Contender[]> {
   const contenders = [
     rawDevice('/dev/ram0'),
     await dmSnapshot('/dev/ram1', '/dev/ram2', 8 * 1024),
-    await dmSnapshot('/dev/ram1', '/dev/ram2', 64 * 1024),
+    ...(EMULATED ? [] : [await dmSnapshot('/dev/ram1', '/dev/ram2', 64 * 1024)]),
     await ours(daemon, '/dev/ram3', 'nbd'),
     ...(hasUblk ? [await ours(daemon, '/dev/ram4', 'ublk')] : []),
   ];
   for (const { device } of contenders)
-    for (const { job } of WORKLOADS)
+    for (const { job } of workloads)
       await runFio({ ...job, onePass: false }, { target: { device }, range: WARM_UP_RANGE, runMs: WARM_UP_MS });
   return contenders;
 }
 
 async function measure(contender: Contender, { job, unit }: Workload, state: State): Promise<Sample> {
-  const origin = { device: contender.device };
   const image = state === 'plain' ? null : await contender.hold!();
   try {
-    if (state === 'copied' || state === 'image-copied')
-      await runFio(OVERWRITE, { target: origin, range: RANGE, runMs: OVERWRITE_LIMIT_MS });
-    const target = state.startsWith('image') ? { device: image! } : origin;
+    if (state === 'copied' || state === 'image-copied') await overwriteAll(contender.device);
+    const target = { device: state.startsWith('image') ? image! : contender.device };
     const { iops, mibPerSecond } = await runFio(job, { target, range: RANGE, runMs });
     return { value: unit === 'IOPS' ? iops : mibPerSecond };
   } finally {
@@ -86,7 +93,10 @@ function ratio(subject: Series, reference: Series): string {
 }
 
 /** Plain: the rate, and the ratio to the first contender. Every other state: what is left of the contender's own plain rate. */
-function rowsOf({ name, unit, states }: Workload, measured: ReadonlyMap<State, readonly Series[]>): string[] {
+function rowsOf(
+  { name, unit, states, published }: Workload,
+  measured: ReadonlyMap<State, readonly Series[]>,
+): string[] {
   const plain = measured.get('plain')!;
   return states.flatMap((state) => {
     const cells = measured.get(state)!.map((series, index) => {
@@ -95,7 +105,7 @@ function rowsOf({ name, unit, states }: Workload, measured: ReadonlyMap<State, r
       if (state === 'plain') return index === 0 ? rate : `${rate}: ${ratio(series, plain[0]!)}`;
       return `${rate}: **${ratio(series, plain[index]!)}**`;
     });
-    return `| ${name}, ${unit}${state === 'plain' ? '' : `; ${state}`} | ${cells.join(' | ')} |`;
+    return `| ${name}, ${unit}${state === 'plain' ? '' : `; ${state}`} | ${[...cells, published[state] ?? ''].join(' | ')} |`;
   });
 }
 
@@ -105,7 +115,8 @@ const dir = fs.mkdtempSync('/dev/shm/blksnap-bench-');
 await withDaemon({ dir, options: STORAGE }, async (daemon) => {
   const contenders = await contendersOf(daemon);
   console.log(`Linux ${os.release()}, ${os.cpus().length} CPU, ${rounds} rounds of ${runMs} ms\n`);
-  console.log(`| | ${contenders.map(({ name }) => name).join(' | ')} |\n|---|${'---|'.repeat(contenders.length)}`);
-  for (const workload of WORKLOADS) console.log(rowsOf(workload, await measureAll(workload, contenders)).join('\n'));
+  const columns = [...contenders.map(({ name }) => name), 'kernel blksnap, by its documents'];
+  console.log(`| | ${columns.join(' | ')} |\n|---|${'---|'.repeat(columns.length)}`);
+  for (const workload of workloads) console.log(rowsOf(workload, await measureAll(workload, contenders)).join('\n'));
   for (const { end } of contenders) await end();
 });
