@@ -38,6 +38,12 @@ export async function overwriteAll(device: string): Promise<void> {
   ]);
 }
 
+/** Whether the kernel has ublk. */
+export async function loadUblk(): Promise<boolean> {
+  await run('modprobe', ['ublk_drv']).catch(() => {});
+  return fs.existsSync('/dev/ublk-control');
+}
+
 /** Makes RAM disks, full of what is no zeros. */
 export async function makeRamDisks(count: number): Promise<void> {
   await run('modprobe', ['brd', `rd_nr=${count}`, `rd_size=${RAM_DISK_BYTES / 1024}`]);

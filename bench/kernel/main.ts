@@ -14,6 +14,7 @@ import { pairedRatios, spreadOf, valuesOf } from '../statistics.ts';
 import {
   dmSnapshot,
   EMULATED,
+  loadUblk,
   makeRamDisks,
   MEASURED_BYTES,
   ours,
@@ -41,7 +42,7 @@ const runMs = Number(values.seconds) * 1000;
 
 async function contendersOf(daemon: Daemon): Promise<Contender[]> {
   await makeRamDisks(RAM_DISKS);
-  const hasUblk = fs.existsSync('/dev/ublk-control');
+  const hasUblk = await loadUblk();
   const contenders = [
     rawDevice('/dev/ram0'),
     await dmSnapshot('/dev/ram1', '/dev/ram2', 8 * 1024),

@@ -26,6 +26,6 @@ test('a swap that comes to no end is ended, and says what it waits for', () => {
   );
 });
 
-test('the time for which the machine stands still is nobody’s', () => {
+test('the time for which the machine stands still does not count', () => {
   expect(swapBy('sleep 0.4; kill -STOP $PPID; sleep 1.7; kill -CONT $PPID; sleep 0.5')).toBe('done\n');
 });
