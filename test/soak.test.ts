@@ -10,11 +10,14 @@ const DRIVERS = ['uring', 'portable'] as const;
 const given = Number(process.env['BLKSNAP_SOAK_MINUTES'] ?? 0);
 const runs = DRIVERS.length * Object.keys(ALGORITHMS).length;
 const eachMs = given > 0 ? (given * 60_000) / runs : 2000;
+const minutes = (eachMs * runs) / 60_000;
 const seed = Number(process.env['BLKSNAP_SEED'] ?? Date.now() % 1_000_000);
 
 describe.each(DRIVERS)('on the %s driver', (driver) => {
   for (const [name, algorithm] of Object.entries(ALGORITHMS)) {
     it(name, { timeout: eachMs + 300_000 }, async (context) => {
+      // Also of a run that does not end.
+      context.onTestFailed(() => console.log(`repeat: npm run soak -- --minutes ${minutes} --seed ${seed}`));
       const choice = await chooseDriver();
       context.skip(driver === 'uring' && choice.driver !== 'uring', choice.reason);
       const disk = new SoakDisk(seed);
