@@ -9,13 +9,17 @@ import { requirePrograms } from './requirements.ts';
 const forMs = Number(process.env['BLKSNAP_CRASH_MINUTES'] ?? 1 / 6) * 60_000;
 const seed = Number(process.env['BLKSNAP_SEED'] ?? Date.now() % 1_000_000);
 
-it('a killed daemon loses nothing, and its change history stays right', { timeout: forMs + 300_000 }, async (context) => {
-  requirePrograms(context, 'fio');
-  // Also of a run that does not end. Half of the time is for power losses.
-  context.onTestFailed(() => console.log(`repeat: npm run crash -- --minutes ${forMs / 30_000} --seed ${seed}`));
-  const until = performance.now() + forMs;
-  const report = await killDaemons(new Prng(seed), () => performance.now() < until);
-  console.log(JSON.stringify(report));
-  expect(report.kills).toBeGreaterThan(0);
-  expect(report.incrementals).toBe(report.kills);
-});
+it(
+  'a killed daemon loses nothing, and its change history stays right',
+  { timeout: forMs + 300_000 },
+  async (context) => {
+    requirePrograms(context, 'fio');
+    // Also of a run that does not end. Half of the time is for power losses.
+    context.onTestFailed(() => console.log(`repeat: npm run crash -- --minutes ${forMs / 30_000} --seed ${seed}`));
+    const until = performance.now() + forMs;
+    const report = await killDaemons(new Prng(seed), () => performance.now() < until);
+    console.log(JSON.stringify(report));
+    expect(report.kills).toBeGreaterThan(0);
+    expect(report.incrementals).toBe(report.kills);
+  },
+);

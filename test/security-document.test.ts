@@ -18,7 +18,7 @@ function commands(): string {
 }
 
 it('runs the how-to of docs/security.md', async (context) => {
-  requirePrograms(context, 'openssl', 'nbdinfo', 'nbdcopy', 'nbdkit', 'qemu-img', 'curl');
+  requirePrograms(context, 'openssl', 'nbdinfo', 'nbdcopy', 'nbdkit', 'nbd-client', 'qemu-img', 'curl');
   const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'security-'));
   try {
     const wait = 'for _ in $(seq 100); do blksnap status >/dev/null 2>&1 && break; sleep 0.1; done';
@@ -29,11 +29,12 @@ it('runs the how-to of docs/security.md', async (context) => {
       script = script.replaceAll(port, String(await freePort()));
     }
     const whole = `set -eu\ntrap 'kill $(jobs -p); wait' EXIT\n${script}\n`;
-    const env = { ...process.env, PATH: `${ROOT}/bin:${process.env['PATH'] ?? ''}` };
+    const env = { ...process.env, PATH: `${ROOT}/bin:${process.env['PATH'] ?? ''}:/usr/sbin` };
     const { status, stdout, stderr } = spawnSync('bash', ['-c', whole], { env, encoding: 'utf8', timeout: 240_000 });
     expect({ status, said: status === 0 ? '' : stdout + stderr }).toEqual({ status: 0, said: '' });
     expect(fs.readFileSync(`${dir}/copy.raw`).length).toBe(64 * 1024 * 1024);
     expect(stdout.match(/virtual size: 64 MiB/g)).toHaveLength(2);
+    expect(stdout).toMatch(/^vm: /m);
     const key = /:(.*)/.exec(fs.readFileSync(`${dir}/psk/keys.psk`, 'utf8'))![1]!;
     expect(fs.readFileSync(`${dir}/log`, 'utf8') + stderr).not.toContain(key);
   } finally {
