@@ -2,6 +2,8 @@
  *
  *      0 and then: bytes as they are
  *      1, a name, 0, and then: a client that knows the key of that name, or thinks so, and says the rest inside TLS
+ *      2, who, 0, and then: the same with a certificate: alice's, mallory's (who calls herself alice, of an authority of her
+ *          own), or none
  *
  *  Whoever does not prove a name comes no further, and hears nothing but refusals; what is said inside arrives as it was said. */
 
@@ -14,7 +16,7 @@ import type { Duplex } from 'node:stream';
 import tls from 'node:tls';
 import type { Visitor } from '../../../src/nbd/server.ts';
 import { requestStartTls } from '../../../src/nbd/start-tls.ts';
-import { MIN_TLS_VERSION, PSK_CIPHERS } from '../../../src/nbd/tls-credentials.ts';
+import { loadServerCredentials, MIN_TLS_VERSION, PSK_CIPHERS } from '../../../src/nbd/tls-credentials.ts';
 import { TlsFront } from '../../../src/nbd/tls-front.ts';
 import { Message } from '../../../src/nbd/wire.ts';
 import { assert } from '../../../src/util/assert.ts';
@@ -27,7 +29,10 @@ import type { FuzzSubject, FuzzTarget } from '../target.ts';
 
 const KEY = Buffer.alloc(32, 7);
 const NAMES = ['alice', 'bob'];
-const WITHIN = 1;
+const CERTIFIED = new Set(['alice', 'mallory']);
+const BY_KEY = 1;
+const BY_CERTIFICATE = 2;
+const PKI = path.join(import.meta.dirname, '../pki');
 const GREETING_BYTES = 18;
 const REPLY_BYTES = 20;
 const STARTTLS = 5;
@@ -42,28 +47,39 @@ const ALERT = 21;
 class FrontSubject implements FuzzSubject {
   readonly #directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-fuzz-tls-'));
   readonly #socket = path.join(this.#directory, 'tls.sock');
-  #front!: TlsFront;
+  readonly #certifiedSocket = path.join(this.#directory, 'certified.sock');
+  readonly #fronts: TlsFront[] = [];
   #descriptors = 0;
   readonly #visitors: Visitor[] = [];
 
   static async open(): Promise<FrontSubject> {
     const subject = new FrontSubject();
     const keys = new Map(NAMES.map((name) => [name, KEY]));
-    subject.#front = await TlsFront.listen(
-      { kind: 'unix', path: subject.#socket },
-      { credentials: { kind: 'psk', keys }, onClient: (visitor) => void subject.#visitors.push(visitor) },
-    );
+    const onClient = (visitor: Visitor): void => void subject.#visitors.push(visitor);
+    await subject.#listen(subject.#socket, { credentials: { kind: 'psk', keys }, onClient });
+    // Others may read what git has checked out.
+    const certificates = path.join(subject.#directory, 'pki');
+    fs.cpSync(PKI, certificates, { recursive: true });
+    for (const name of fs.readdirSync(certificates)) fs.chmodSync(path.join(certificates, name), 0o600);
+    const credentials = loadServerCredentials({ certificates, verifyPeer: true })!;
+    await subject.#listen(subject.#certifiedSocket, { credentials, onClient });
     await subject.#raw(Buffer.alloc(0));
     subject.#descriptors = openDescriptors();
     return subject;
   }
 
+  async #listen(socket: string, options: Parameters<typeof TlsFront.listen>[1]): Promise<void> {
+    this.#fronts.push(await TlsFront.listen({ kind: 'unix', path: socket }, options));
+  }
+
   async run(input: Uint8Array): Promise<void> {
     const bytes = Buffer.from(input);
-    if (bytes[0] === WITHIN) {
+    if (bytes[0] === BY_KEY || bytes[0] === BY_CERTIFICATE) {
       const end = bytes.indexOf(0, 1);
       const name = bytes.subarray(1, Math.max(end, 1)).toString('latin1');
-      await this.#within(name, end < 0 ? Buffer.alloc(0) : bytes.subarray(end + 1));
+      const words = end < 0 ? Buffer.alloc(0) : bytes.subarray(end + 1);
+      if (bytes[0] === BY_KEY) await this.#within(byKey(name), words, NAMES.includes(name) ? name : null);
+      else await this.#within(byCertificate(name), words, name === 'alice' ? name : null);
     } else {
       checkWordsBeforeTls(await this.#raw(bytes.subarray(1)));
       assert(this.#visitors.length === 0, 'nobody comes in without a proof');
@@ -81,16 +97,16 @@ class FrontSubject implements FuzzSubject {
     return words;
   }
 
-  async #within(name: string, words: Buffer): Promise<void> {
-    const socket = net.connect({ path: this.#socket });
+  /** `known`: the name that is proved, or null. */
+  async #within(options: tls.ConnectionOptions, words: Buffer, known: string | null): Promise<void> {
+    const socket = net.connect({ path: options.pskCallback === undefined ? this.#certifiedSocket : this.#socket });
     socket.on('error', () => {});
     await once(socket, 'connect');
     await requestStartTls(socket);
     const secure = tls.connect({
+      ...options,
       socket,
       minVersion: MIN_TLS_VERSION,
-      ciphers: PSK_CIPHERS,
-      pskCallback: () => ({ identity: name, psk: KEY }),
       checkServerIdentity: () => undefined,
     });
     const gone = new Promise<void>(
@@ -99,8 +115,8 @@ class FrontSubject implements FuzzSubject {
     secure.resume().end(words);
     await settled('the front lets the client in, or cuts it off', () => this.#visitors.length > 0 || socket.destroyed);
     const visitor = this.#visitors.pop();
-    assert((visitor !== undefined) === NAMES.includes(name), 'who knows a key comes in, and nobody else');
-    if (visitor !== undefined) await this.#checkVisitor(visitor, { name, words });
+    assert((visitor !== undefined) === (known !== null), 'who proves a name comes in, and nobody else');
+    if (visitor !== undefined) await this.#checkVisitor(visitor, { name: known!, words });
     await gone;
     socket.destroy();
   }
@@ -117,9 +133,19 @@ class FrontSubject implements FuzzSubject {
   }
 
   async close(): Promise<void> {
-    await this.#front.close();
+    for (const front of this.#fronts) await front.close();
     fs.rmSync(this.#directory, { recursive: true });
   }
+}
+
+function byKey(name: string): tls.ConnectionOptions {
+  return { ciphers: PSK_CIPHERS, pskCallback: () => ({ identity: name, psk: KEY }) };
+}
+
+function byCertificate(who: string): tls.ConnectionOptions {
+  const read = (file: string): Buffer => fs.readFileSync(path.join(PKI, file));
+  const own = CERTIFIED.has(who) ? { cert: read(`${who}-cert.pem`), key: read(`${who}-key.pem`) } : {};
+  return { ...own, ca: read('ca-cert.pem') };
 }
 
 /** All that comes until the other side has said its last. */
@@ -168,9 +194,12 @@ function record(draw: Draw): Message {
 
 function generate(draw: Draw): Uint8Array {
   if (draw.chance(0.2)) {
-    const name = draw.one(['alice', 'alice', 'bob', 'nobody', 'ALICE', '../alice', 'x'.repeat(300)]);
+    const byKeys = draw.chance(0.6);
+    const name = byKeys
+      ? draw.one(['alice', 'alice', 'bob', 'nobody', 'ALICE', '../alice', 'x'.repeat(300)])
+      : draw.one(['alice', 'alice', 'mallory', 'nobody']);
     return Buffer.concat([
-      Buffer.from(`\u0001${name}\0`, 'latin1'),
+      Buffer.from(`${byKeys ? '\u0001' : '\u0002'}${name}\0`, 'latin1'),
       draw.noise(draw.below(draw.chance(0.2) ? 200 * KIB : 2000)),
     ]);
   }
