@@ -152,9 +152,19 @@ describe('without being closed (the process was killed)', () => {
     ['restored with its old times', -60_000, () => restoreInPlace('theirs')],
   ])('a disk %s loses it', async (_what, laterMs, happen) => {
     open().mark(0, 512, 1);
-    moveMarks(laterMs);
+    moveTimes([...LAST_MARK, ...MARKS], laterMs);
     await tick();
     happen();
+    const after = open();
+    expect(after.reason).toMatch(/written while it was not attached/);
+    after.close();
+  });
+
+  test('a disk written with the clock set back to a mark of long ago loses it', async () => {
+    open().mark(0, 512, 1);
+    moveTimes(LAST_MARK, 60_000);
+    await tick();
+    writeInPlace('theirs');
     const after = open();
     expect(after.reason).toMatch(/written while it was not attached/);
     after.close();
@@ -210,10 +220,13 @@ function tick(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, 30));
 }
 
-/** As if the marks had been made as much later. */
-function moveMarks(byMs: number): void {
+const LAST_MARK = [136];
+const MARKS = Array.from({ length: 64 }, (_, i) => 160 + 8 * i);
+
+/** As if these marks had been made as much later. */
+function moveTimes(places: readonly number[], byMs: number): void {
   const bytes = fs.readFileSync(file);
-  for (const at of [136, ...Array.from({ length: 64 }, (_, i) => 160 + 8 * i)]) {
+  for (const at of places) {
     const time = bytes.readDoubleLE(at);
     if (time > 0) bytes.writeDoubleLE(time + byMs, at);
   }

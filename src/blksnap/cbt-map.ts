@@ -52,6 +52,8 @@ const UUID = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
  *  goes in steps, and so may be behind. */
 const KILL_SLACK_MS = 250;
 const FILE_CLOCK_STEP_MS = 50;
+/** How far marks may be ahead of the last write that got through. */
+const MARKS_AHEAD_MS = 10_000;
 
 /** Size rule of the kernel module: 64 KiB blocks, doubled until there are at most 2 Mi, never above 64 MiB. */
 export interface TrackingLimits {
@@ -408,10 +410,12 @@ function doubtAfterKill(header: DataView, now: OriginIdentity | null, { originPr
   // Its last write was ours if it came with a mark: the last one, or one before it where the process was killed between later
   // marks and their writes. Others are as suspicious when they are earlier as when they are later: somebody has set
   // the clock back, or the times of the file.
-  const marks = [LAST_MARK, ...Array.from({ length: MARK_COUNT }, (_, i) => MARKS + 8 * i)];
+  const lastMs = header.getFloat64(LAST_MARK, true);
+  const earlierMs = Array.from({ length: MARK_COUNT }, (_, i) => header.getFloat64(MARKS + 8 * i, true));
+  const marksMs = [lastMs, ...earlierMs.filter((markMs) => Math.abs(lastMs - markMs) <= MARKS_AHEAD_MS)];
   const isOurs = (timeNs: bigint): boolean =>
-    marks.some((at) => {
-      const sinceMarkMs = Number(timeNs / 1_000_000n) - header.getFloat64(at, true);
+    marksMs.some((markMs) => {
+      const sinceMarkMs = Number(timeNs / 1_000_000n) - markMs;
       return sinceMarkMs >= -FILE_CLOCK_STEP_MS && sinceMarkMs <= KILL_SLACK_MS;
     });
   return isOurs(now.version) && isOurs(now.change) ? '' : 'the disk was written while it was not attached';
