@@ -10,6 +10,7 @@ import { withDaemon } from './blksnap-server.ts';
 import type { Daemon } from './blksnap-server.ts';
 import { runFio } from './fio.ts';
 import { cpuMs } from './process-cost.ts';
+import { writtenSpread } from './statistics.ts';
 
 const DISK_BYTES = 512 * 2 ** 20;
 const LONGEST_MS = 60_000;
@@ -45,12 +46,6 @@ async function measure({ client, pid }: Daemon, uri: string, where: { mode: Mode
   return { writesPerSecond: iops, cpuUs };
 }
 
-function spread(all: readonly number[]): string {
-  const sorted = all.toSorted((a, b) => a - b);
-  const at = (share: number): string => sorted[Math.floor(share * (sorted.length - 1))]!.toPrecision(3);
-  return `${at(0.5)} (${at(0)} to ${at(1)})`;
-}
-
 const directory = fs.mkdtempSync(path.join(values.dir, 'blksnap-persistent-'));
 try {
   const file = path.join(directory, 'disk.img');
@@ -61,12 +56,14 @@ try {
     for (let round = 0; round < Number(values.rounds); round++)
       for (const mode of MODES) costs.get(mode)!.push(await measure(daemon, uri, { mode, storage: directory }));
     for (const [mode, all] of costs) {
-      const rate = spread(all.map(({ writesPerSecond }) => writesPerSecond));
-      console.log(`${mode}: ${rate} writes a second, ${spread(all.map(({ cpuUs }) => cpuUs))} us of CPU time for each`);
+      const rate = writtenSpread(all.map(({ writesPerSecond }) => writesPerSecond));
+      console.log(
+        `${mode}: ${rate} writes a second, ${writtenSpread(all.map(({ cpuUs }) => cpuUs))} us of CPU time for each`,
+      );
     }
     for (const key of ['writesPerSecond', 'cpuUs'] as const) {
       const ratios = costs.get('persistent')!.map((cost, i) => cost[key] / costs.get('ordinary')![i]![key]);
-      console.log(`${key}, persistent to ordinary, round by round: ${spread(ratios)}`);
+      console.log(`${key}, persistent to ordinary, round by round: ${writtenSpread(ratios)}`);
     }
   });
 } finally {

@@ -21,6 +21,13 @@ export function spreadOf(values: readonly number[]): Spread {
   return { median: median(values), min: Math.min(...values), max: Math.max(...values), count: values.length };
 }
 
+/** As `median (smallest to largest)`. */
+export function writtenSpread(values: readonly number[]): string {
+  const { median: middle, min, max } = spreadOf(values);
+  const digits = (value: number): number => Number(value.toPrecision(3));
+  return `${digits(middle)} (${digits(min)} to ${digits(max)})`;
+}
+
 /** The rounds in which the metric was measured. */
 export function valuesOf(series: Series, metric: string): number[] {
   return series.samples.flatMap((sample) => {

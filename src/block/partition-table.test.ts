@@ -233,6 +233,26 @@ describe('an MBR', () => {
     expect(table!.warnings).toEqual([expect.stringMatching(/goes back/)]);
   });
 
+  it('with a chain that leads nowhere is read up to there, and says so', async (context) => {
+    requirePrograms(context, 'sfdisk');
+    const good = made('sfdisk', [], extended);
+    // The second link, and the place of its partition, counted from it; both in sectors.
+    const link = 8192 * 512 + 462 + 8;
+    const second = 8192 * 512 + good.readUInt32LE(link) * 512;
+    const changes: Array<[change: (disk: Buffer) => void, words: RegExp]> = [
+      [(disk) => disk.writeUInt32LE(70_000, link), /lies outside/],
+      [(disk) => disk.fill(0, second + 510, second + 512), /there is no boot record/],
+      [(disk) => disk.writeUInt32LE(65_536, second + 446 + 12), /partition 6 is left out: it does not lie in its/],
+    ];
+    for (const [change, words] of changes) {
+      const disk = Buffer.from(good);
+      change(disk);
+      const table = await tableOf(disk);
+      expect(table!.partitions.map(({ number }) => number)).toEqual([1, 5]);
+      expect(table!.warnings).toEqual([expect.stringMatching(words)]);
+    }
+  });
+
   it('is not seen in a boot sector of a file system', async () => {
     const disk = Buffer.alloc(MIB, 0x41);
     disk[510] = 0x55;
