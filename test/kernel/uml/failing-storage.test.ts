@@ -120,3 +120,13 @@ test('a loop device whose backing file finds no more space, noticed by a reader'
   undo.push(() => execFileSync('losetup', ['-d', loop]));
   await failUnder(loop, () => small.fill(), byReading);
 });
+
+test('a device that is pulled out', async () => {
+  const [file, socket, device] = [machine.daemon.path('pulled'), machine.daemon.path('pulled.sock'), '/dev/nbd15'];
+  fs.writeFileSync(file, '');
+  fs.truncateSync(file, 128 * MIB);
+  await sh('modprobe', 'nbd');
+  await sh('qemu-nbd', '--fork', '--persistent', '--format=raw', `--socket=${socket}`, file);
+  await sh('nbd-client', '-unix', socket, device);
+  await failUnder(device, () => execFileSync('nbd-client', ['-d', device]), byReading);
+});
