@@ -15,7 +15,10 @@ const MEMORY_MIB = 2048;
 /** Of a machine that hangs: its tests have limits of their own, and one without KVM may be many times slower. */
 const LIMIT_SECONDS = 3600;
 /** What `npm test` leaves to `npm run test:kernel`: the same as others on other ways. */
-const LONG = ['themes', 'lvm', 'live-refusals', 'nbd-variants'].map((name) => `test/kernel/uml/${name}.test.ts`);
+const LONG = [
+  ...['themes', 'lvm', 'live-refusals', 'nbd-variants'].map((name) => `test/kernel/uml/${name}.test.ts`),
+  ...['live-attach', 'backups'].map((name) => `test/kernel/qemu/${name}.test.ts`),
+];
 
 /** What gets a machine of its own: it takes ram disks and loop devices as it finds them in a new one. */
 const ALONE = new Set(['test/kernel/uml/power-loss.test.ts']);
