@@ -1,6 +1,6 @@
 import fs from 'node:fs';
 import path from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { BackupWorld } from '../../test/backup/world.ts';
 import { formatManifest, parseManifest } from './manifest.ts';
 import { openPoint } from './open-point.ts';
@@ -161,7 +161,15 @@ describe('after a crash', () => {
   test('before the old files are removed, they are leftovers', async () => {
     const { ids, before, after } = await pruned();
     put(new Map([...before, ...after]));
+    // Else a power loss could bring the old manifest back, and not the files.
+    const calls: string[] = [];
+    const heard = (name: string): void => void calls.push(name);
+    const [sync, unlink] = [fs.fsyncSync, fs.unlinkSync];
+    vi.spyOn(fs, 'fsyncSync').mockImplementation((fd) => (heard(fs.readlinkSync(`/proc/self/fd/${fd}`)), sync(fd)));
+    vi.spyOn(fs, 'unlinkSync').mockImplementation((file) => (heard('unlink'), unlink(file)));
     const next = await world.backUp();
+    vi.restoreAllMocks();
+    expect(calls[calls.indexOf('unlink') - 1]).toBe(world.diskPath);
     expect(await unsound([...ids.slice(1), next.point.id])).toEqual([]);
   });
 });

@@ -22,6 +22,7 @@ import { z } from 'zod';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { readText } from '../util/read-text.ts';
 import { MIB } from '../util/units.ts';
+import { syncDirectory } from '../util/directories.ts';
 import { PARTIAL, fileSize, makeDirectoryDurably, replaceFile } from '../util/durable.ts';
 import { diskNameSchema, emptyManifest, formatManifest, parseManifest } from './manifest.ts';
 import type { Manifest, RestorePoint } from './manifest.ts';
@@ -189,7 +190,8 @@ export function writeManifest(diskPath: string, manifest: Manifest): void {
 }
 
 /** Writes down which rewrites took place, then removes every file of ours that no point has.
- *  In this order: a pending rewrite's file must not go while the manifest still tells of it. */
+ *  In this order: a pending rewrite's file must not go while the manifest still tells of it. Nor may any while a power loss
+ *  could bring back the manifest before: whoever wrote this one may have died before it was on stable storage. */
 export function clearLeftovers(diskPath: string, manifest: Manifest): void {
   const text = formatManifest(manifest);
   if (fs.readFileSync(path.join(diskPath, MANIFEST_NAME), 'utf8') !== text) writeManifest(diskPath, manifest);
@@ -199,10 +201,10 @@ export function clearLeftovers(diskPath: string, manifest: Manifest): void {
       path.basename(sumsFile(diskPath, point.id, point.sums)),
     ]),
   );
-  for (const name of fs.readdirSync(diskPath)) {
-    const ours = POINT_FILE.test(name) || name === MANIFEST_NAME + PARTIAL;
-    if (ours && !wanted.has(name)) fs.unlinkSync(path.join(diskPath, name));
-  }
+  const isOurs = (name: string): boolean => POINT_FILE.test(name) || name === MANIFEST_NAME + PARTIAL;
+  const leftovers = fs.readdirSync(diskPath).filter((name) => isOurs(name) && !wanted.has(name));
+  if (leftovers.length > 0) syncDirectory(diskPath);
+  for (const name of leftovers) fs.unlinkSync(path.join(diskPath, name));
 }
 
 /** A disk's points, for people and programs that want a list. */

@@ -1,8 +1,8 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { afterEach, beforeEach, expect, it } from 'vitest';
-import { replaceFile } from './durable.ts';
+import { afterEach, beforeEach, expect, it, vi } from 'vitest';
+import { makeDirectoryDurably, replaceFile } from './durable.ts';
 
 let directory: string;
 beforeEach(() => {
@@ -21,3 +21,22 @@ it('replaces a file as a whole, or leaves nothing beside what cannot be replaced
   expect(() => replaceFile(taken, 'text')).toThrow(/EISDIR/);
   expect(fs.readdirSync(directory)).toEqual(['file', 'taken']);
 });
+
+it.runIf(fs.existsSync('/proc/self/fd'))(
+  'makes directories whose names are durable, also where somebody else made some',
+  () => {
+    const real = fs.fsyncSync;
+    const synced: string[] = [];
+    const spy = vi.spyOn(fs, 'fsyncSync').mockImplementation((fd) => {
+      synced.push(path.relative(directory, fs.readlinkSync(`/proc/self/fd/${fd}`)));
+      real(fd);
+    });
+    makeDirectoryDurably(path.join(directory, 'a/b/c'));
+    expect(synced.splice(0)).toEqual(['', 'a', 'a/b']);
+    // By one who died before it was synced, perhaps.
+    makeDirectoryDurably(path.join(directory, 'a/b/c'));
+    expect(synced).toEqual(['a/b']);
+    spy.mockRestore();
+    expect(fs.statSync(path.join(directory, 'a/b')).mode & 0o777).toBe(0o700);
+  },
+);

@@ -37,9 +37,21 @@ export function renameDurably(from: string, to: string): void {
   syncDirectory(path.dirname(to));
 }
 
-/** Makes a directory and those above it, for their owner alone. */
+/** Makes a directory and those above it, for their owner alone, and returns when their names are on stable storage. */
 export function makeDirectoryDurably(directory: string): void {
-  if (makeDirectories(directory, 0o700)) syncDirectory(path.dirname(directory));
+  const above = path.dirname(directory);
+  if (!fs.existsSync(above)) makeDirectoryDurably(above);
+  // Whoever made one that is there may have died before its name was.
+  if (makeDirectories(directory, 0o700) || isReadable(above)) syncDirectory(above);
+}
+
+function isReadable(directory: string): boolean {
+  try {
+    fs.accessSync(directory, fs.constants.R_OK);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /** Bytes of a file, or null when there is none. */

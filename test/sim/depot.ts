@@ -45,6 +45,8 @@ export class Depot {
   readonly #platter: Platter;
   /** By disk, oldest first. */
   readonly #known = new Map<string, Known[]>();
+  /** Of a disk on which processes died: its points before, which a power loss may bring back until its directory is synced. */
+  readonly #before = new Map<string, Known[][]>();
   #busy = false;
   #changed = false;
 
@@ -64,6 +66,12 @@ export class Depot {
   losePower(random: Prng): void {
     this.#changed = true;
     this.#platter.losePower(random);
+    for (const [disk, lists] of this.#before) {
+      const ids = this.#ids(disk).join();
+      const back = lists.find((list) => list.map(({ id }) => id).join() === ids);
+      if (back !== undefined) this.#known.set(disk, back);
+    }
+    this.#before.clear();
   }
 
   /** Backs up, restores, verifies or prunes something. Does nothing while another process does. */
@@ -156,6 +164,7 @@ export class Depot {
     if (fresh.length > (added === null ? 0 : 1))
       throw new Error(`${fresh.length} restore points of ${disk} from nowhere`);
     const kept = known.filter(({ id }) => ids.includes(id));
+    this.#before.set(disk, [...(this.#before.get(disk) ?? []), known]);
     this.#known.set(disk, [...kept, ...fresh.map((id) => ({ id, content: added! }))]);
     this.#count('died');
   }
@@ -199,6 +208,7 @@ export class Depot {
       },
     ).finally(() => held.busy--);
     if (result === null) return;
+    this.#before.delete(disk);
     this.#pointsOf(disk).push({ id: result.point.id, content });
     world.reactor.note(result.point.bytesStored, result.point.bytesRead);
     this.#count(result.point.kind);
@@ -238,6 +248,7 @@ export class Depot {
       },
     );
     if (result === null) return;
+    if (points.length > keepLast) this.#before.delete(disk);
     this.#known.set(disk, points.slice(-keepLast));
     this.#count(result.rewritten.length > 0 ? 'pruned, with files written anew' : 'pruned');
   }
