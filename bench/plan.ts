@@ -32,6 +32,7 @@ const QUICK_ENTRANTS = new Set([
   'blksnap-backup',
   'origin',
   'image-none',
+  'image-half',
   'image-all',
   'nbdkit-file',
   'qemu-cbw-raw',

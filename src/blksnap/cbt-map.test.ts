@@ -160,9 +160,12 @@ describe('without being closed (the process was killed)', () => {
     after.close();
   });
 
-  test('a disk written with the clock set back to a mark of long ago loses it', async () => {
+  test.each<[string, number]>([
+    ['to a mark of long ago', 60_000],
+    ['before the last mark, to one that was later', -3000],
+  ])('a disk written with the clock set back %s loses it', async (_what, lastMarkMs) => {
     open().mark(0, 512, 1);
-    moveTimes(LAST_MARK, 60_000);
+    moveTimes(LAST_MARK, lastMarkMs);
     await tick();
     writeInPlace('theirs');
     const after = open();

@@ -412,7 +412,8 @@ function doubtAfterKill(header: DataView, now: OriginIdentity | null, { originPr
   // the clock back, or the times of the file.
   const lastMs = header.getFloat64(LAST_MARK, true);
   const earlierMs = Array.from({ length: MARK_COUNT }, (_, i) => header.getFloat64(MARKS + 8 * i, true));
-  const marksMs = [lastMs, ...earlierMs.filter((markMs) => Math.abs(lastMs - markMs) <= MARKS_AHEAD_MS)];
+  // One that is later was made before somebody set the clock back.
+  const marksMs = [lastMs, ...earlierMs.filter((markMs) => lastMs >= markMs && lastMs - markMs <= MARKS_AHEAD_MS)];
   const isOurs = (timeNs: bigint): boolean =>
     marksMs.some((markMs) => {
       const sinceMarkMs = Number(timeNs / 1_000_000n) - markMs;
