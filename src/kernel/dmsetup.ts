@@ -12,7 +12,7 @@ import { BlksnapError } from '../util/errors.ts';
 /** None but a swap waits for I/O. */
 const CALL_TIMEOUT_MS = 60_000;
 /** Time is counted in such pieces: that for which this process or its machine was stopped (a paused virtual machine,
- *  say) is one of them at most, since dmsetup got nowhere either. */
+ *  say) is one of them at most. */
 const TICK_MS = 100;
 const ERROR_BYTES = 500;
 const PLACES = ['/usr/sbin', '/sbin', '/usr/bin', '/bin'];

@@ -26,6 +26,8 @@ const SIZE = 4 * MIB;
 const STATE = path.join(MOUNTED, 'state');
 const DISK = path.join(MOUNTED, 'vda.img');
 const BACKUPS = path.join(MOUNTED, 'backups');
+/** Where the storage of a persistent snapshot lies. */
+const STORAGE = path.join(MOUNTED, 'storage');
 const KEPT = 3;
 const READY_TIMEOUT_MS = 240_000;
 
@@ -46,6 +48,8 @@ export interface PowerLossReport {
   /** Losses after which there was a change history to doubt. */
   readonly histories: number;
   readonly incrementals: number;
+  /** Losses after which the persistent snapshot was known, and refused. */
+  readonly refused: number;
 }
 
 /** What `backup --json` tells of a disk. */
@@ -59,7 +63,8 @@ export async function losePower(options: PowerLossOptions): Promise<PowerLossRep
   const machine = new PoweredMachine(options.fileSystem);
   await record(machine, options);
   const log = machine.stop();
-  const [report, places] = [{ points: 0, histories: 0, incrementals: 0 }, placesOf(log, options)];
+  const report = { points: 0, histories: 0, incrementals: 0, refused: 0 };
+  const places = placesOf(log, options);
   let from = 0;
   for (const to of places) {
     machine.advance(log, { from, to });
@@ -68,9 +73,11 @@ export async function losePower(options: PowerLossOptions): Promise<PowerLossRep
     try {
       await machine.booted(async () => {
         report.points += await checkBackups(promised);
-        const kind = fs.existsSync(path.join(STATE, 'state.json')) ? await kindAfterLoss(random) : null;
-        if (kind !== null) report.histories++;
-        if (kind === 'incremental') report.incrementals++;
+        const found = fs.existsSync(path.join(STATE, 'state.json')) ? await afterLoss(random) : null;
+        if (found === null) return;
+        report.histories++;
+        if (found.kind === 'incremental') report.incrementals++;
+        report.refused += found.refused;
       });
     } catch (cause) {
       throw new Error(`power lost at entry ${to} of ${log.entries.length}: ${String(cause)}`, { cause });
@@ -134,6 +141,8 @@ async function record(machine: PoweredMachine, { random, recordMs }: PowerLossOp
   const embedded = await Embedded.open();
   const disk = await embedded.openExport((await new Client({ dir: STATE }).disks())[0]!.uri);
   machine.mark('attached');
+  fs.mkdirSync(STORAGE);
+  await new Client({ dir: STATE }).createSnapshot({ disks: ['vda'], storage: STORAGE, persistent: true });
   const until = performance.now() + recordMs;
   let writing = true;
   const writer = (async () => {
@@ -183,18 +192,23 @@ async function checkBackups(promised: ReadonlySet<string>): Promise<number> {
   }
 }
 
-/** Backs up and restores; the kind of the backup, or null when the daemon has no disk. */
-async function kindAfterLoss(random: Prng): Promise<string | null> {
+/** Backs up and restores. The kind of the backup, and how many persistent snapshots were refused; null when the daemon has
+ *  no disk. */
+async function afterLoss(random: Prng): Promise<{ readonly kind: string; readonly refused: number } | null> {
   const daemon = await startDaemon();
   const restored = `/tmp/power/restored-${random.below(1e9)}`;
   try {
-    const disks = await new Client({ dir: STATE }).disks();
+    const client = new Client({ dir: STATE });
+    const disks = await client.disks();
     if (disks.length === 0) return null;
+    const snapshots = await client.snapshots();
+    const back = snapshots.find(({ failure }) => failure === null);
+    if (back !== undefined) throw new Error(`the persistent snapshot ${back.id} is back after the loss`);
     const said = await succeed('backup', 'vda', '--to', BACKUPS, '--limit', '32M', '--dir', STATE, '--json');
     const { kind } = (JSON.parse(said) as Backup).point;
     await succeed('restore', BACKUPS, '--disk', 'vda', '--to', restored);
     if (!sameFiles(DISK, restored)) throw new Error(`the ${kind} backup after the loss is not what the disk is`);
-    return kind;
+    return { kind, refused: snapshots.length };
   } finally {
     await daemon.signal('SIGKILL');
     fs.rmSync(restored, { force: true });

@@ -21,6 +21,7 @@ describe('after a power loss', () => {
         // The last loss is at the end of the log, with all that was finished.
         expect(report.points).toBeGreaterThan(0);
         expect(report.histories).toBeGreaterThan(0);
+        expect(report.refused).toBeGreaterThan(0);
       },
     );
   }
