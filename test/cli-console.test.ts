@@ -191,7 +191,8 @@ describe.sequential('the console tool', () => {
     const names = seen.map((text) => /^result=ok\ntime=\d{19}\nevent=(\w+)\n/.exec(text)?.[1]);
     expect(names.slice(-2)).toEqual(['no_space', 'corrupted']);
     expect(names.slice(0, -2).filter((name) => name !== 'low_free_space')).toEqual([]);
-    expect(seen.at(-1)).toMatch(/\ndevice=first\nerror=-28\n$/);
+    expect(seen.at(-2)).toMatch(/\nevent=no_space\nrequested_nr_sect=[1-9]\d*\ndevice=first\nerror=-28\n$/);
+    expect(seen.at(-1)).toMatch(/\nevent=corrupted\ndevice=first\nerror=-28\n$/);
     expect(await says('snapshot_waitevent', '-i', id, '-t', '0')).toBe('result=timeout\n');
     expect(await says('snapshot_info', '-d', 'first', '-f', 'error_code')).toBe('-28\n');
     const watched = await watcher;
@@ -209,8 +210,10 @@ describe.sequential('the console tool', () => {
     const watcher = started('snapshot_watcher', '-i', id);
     // Once it has told of something it watches; one that comes after the end finds no snapshot.
     await write('first', 0, MIB - 64 * KIB);
-    await vi.waitFor(() => expect(watcher.said()).toMatch(/event=low_free_space\n$/), PATIENCE);
-    expect(await says('snapshot_waitevent', '-i', id, '-t', '0')).toMatch(/event=low_free_space\n/);
+    await vi.waitFor(() => expect(watcher.said()).toMatch(/event=low_free_space requested_nr_sect=512\n$/), PATIENCE);
+    expect(await says('snapshot_waitevent', '-i', id, '-t', '0')).toMatch(
+      /event=low_free_space\nrequested_nr_sect=512\n$/,
+    );
 
     const waiting = started('snapshot_waitevent', '-i', id, '-t', '600000');
     await vi.waitFor(() => expect(hasSocket(waiting.pid)).toBe(true), PATIENCE);

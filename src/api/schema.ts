@@ -210,6 +210,9 @@ export const eventView = shape<EventView>()(
       disk: z.string().nullable(),
       code: z.enum(['lowSpace', 'noSpace', 'corrupted']),
       error: errorCode.nullable(),
+      requestedBytes: bytes.nullable().openapi({
+        description: 'Of noSpace, what the copy asked for; of lowSpace, the portion that is wanted',
+      }),
       usedBytes: bytes,
       limitBytes: bytes.nullable(),
     })

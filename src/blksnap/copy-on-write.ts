@@ -364,6 +364,7 @@ export class CopyOnWrite implements CowRunOwner {
       if (!zero) stored++;
     }
     if (stored === 0) return 0;
+    run.area.askedBytes = stored * CHUNK;
     let position = run.area.storage.allocate(stored);
     if (position < 0) return -1;
     for (let i = 0; i < run.count; i++) {

@@ -46,6 +46,8 @@ export class DiffArea {
   keeping = 0;
   /** The snapshot is about to be laid down for the next process: copies go on until its disk is detached. */
   leaving = false;
+  /** What its newest copy asked the storage for. */
+  askedBytes = 0;
   /** Counters. */
   savedChunks = 0;
   zeroChunks = 0;

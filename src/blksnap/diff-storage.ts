@@ -140,6 +140,11 @@ export class DiffStorage {
     return this.#pieces.reduce((sum, piece) => sum + piece.limitBytes, 0);
   }
 
+  /** What it grows by where it is filled now. */
+  get portionBytes(): number {
+    return this.#current.portionBytes;
+  }
+
   // --- pieces ---------------------------------------------------------------------------------
 
   /** Adds a place, used when those before it are full.

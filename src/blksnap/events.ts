@@ -12,6 +12,8 @@ export interface SnapshotEvent {
   readonly code: 'lowSpace' | 'noSpace' | 'corrupted';
   /** Why, for `corrupted`. */
   readonly error: ErrorCode | null;
+  /** For `noSpace`, what the copy asked for; for `lowSpace`, the portion that is wanted; else null. */
+  readonly requestedBytes: number | null;
   readonly usedBytes: number;
   readonly limitBytes: number;
 }

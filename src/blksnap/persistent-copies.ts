@@ -97,6 +97,7 @@ export class PersistentCopies implements KeptCopyOwner, KeptHoleOwner {
       if (wants) wanted++;
       if (wants && !zero) stored++;
     }
+    area.askedBytes = stored * CHUNK;
     let position = stored === 0 ? 0 : area.storage.allocate(stored);
     if (wanted === 0 || position < 0) {
       this.#spareCopies.push(copy);

@@ -102,8 +102,13 @@ describe('a full storage', () => {
     expect((await core.read(disk, 0, MIB)).data.equals(Buffer.alloc(MIB, 7))).toBe(true);
     expect(snapshot.images[0]!.corrupted).toBe(ERRNO.ENOSPC);
     expect((await core.read(snapshot.images[0]!, 0, 4096)).status).toBe(ERRNO.EIO);
-    expect(core.events.map(({ code }) => code)).toEqual(['lowSpace', 'noSpace', 'corrupted']);
-    expect(core.events.at(-1)).toMatchObject({ disk: 'a', error: 'ENOSPC', snapshotId: snapshot.id });
+    const full = { usedBytes: 256 * KIB, limitBytes: 256 * KIB };
+    expect(core.events).toMatchObject([
+      { code: 'lowSpace', disk: null, error: null, requestedBytes: snapshot.storage.portionBytes, ...full },
+      { code: 'noSpace', disk: 'a', error: 'ENOSPC', requestedBytes: 64 * KIB, ...full },
+      { code: 'corrupted', disk: 'a', error: 'ENOSPC', requestedBytes: null, snapshotId: snapshot.id },
+    ]);
+    expect(snapshot.storage.portionBytes).toBe(64 * KIB);
 
     const next = await core.set.create([tracker], MEMORY);
     await core.write(disk, 0, MIB, 8);

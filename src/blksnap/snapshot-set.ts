@@ -6,7 +6,6 @@
 import crypto from 'node:crypto';
 import { assert } from '../util/assert.ts';
 import { BlksnapError, codeOfErrno } from '../util/errors.ts';
-import type { ErrorCode } from '../util/errors.ts';
 import { completed } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
 import type { BioPool } from '../block/bio.ts';
@@ -193,7 +192,7 @@ export class SnapshotSet {
 
   #listener(id: string): StorageListener {
     return {
-      lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null),
+      lowSpace: (which) => this.#low(id, which),
       lost: (which, errno) => this.#lost(which, errno),
     };
   }
@@ -245,7 +244,7 @@ export class SnapshotSet {
     const { storagePortionBytes: portionBytes } = this.#parameters;
     let id = '';
     const listener: StorageListener = {
-      lowSpace: (which) => this.#tell(id, which, null, 'lowSpace', null),
+      lowSpace: (which) => this.#low(id, which),
       lost: (which, errno) => this.#lost(which, errno),
     };
     const restored = await restoreSnapshot(reactor, options, { portionBytes, listener });
@@ -401,20 +400,23 @@ export class SnapshotSet {
     // For whoever wants to know why later; without it the snapshot does not come back at all.
     const { journal } = area;
     journal?.journal.note({ broken: { disk: journal.disk, errno } }).catch(() => {});
-    if (error === 'ENOSPC') this.#tell(area.snapshotId, area.storage, name, 'noSpace', error);
-    this.#tell(area.snapshotId, area.storage, name, 'corrupted', error);
+    const about = { disk: name, error };
+    const { snapshotId, storage, askedBytes } = area;
+    if (error === 'ENOSPC') this.#tell(snapshotId, storage, { ...about, code: 'noSpace', requestedBytes: askedBytes });
+    this.#tell(snapshotId, storage, { ...about, code: 'corrupted', requestedBytes: null });
+  }
+
+  #low(id: string, storage: DiffStorage): void {
+    this.#tell(id, storage, { disk: null, code: 'lowSpace', error: null, requestedBytes: storage.portionBytes });
   }
 
   #tell(
-    id: string,
-    storage: DiffStorage,
-    disk: string | null,
-    code: SnapshotEvent['code'],
-    error: ErrorCode | null,
+    snapshotId: string,
+    { usedBytes, limitBytes }: DiffStorage,
+    what: Pick<SnapshotEvent, 'disk' | 'code' | 'error' | 'requestedBytes'>,
   ): void {
-    const { usedBytes, limitBytes } = storage;
-    const event: SnapshotEvent = { time: Date.now(), snapshotId: id, disk, code, error, usedBytes, limitBytes };
-    this.#snapshots.get(id)?.addEvent(event);
+    const event: SnapshotEvent = { time: Date.now(), snapshotId, ...what, usedBytes, limitBytes };
+    this.#snapshots.get(snapshotId)?.addEvent(event);
     this.#o.onEvent?.(event);
   }
 }

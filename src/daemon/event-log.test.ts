@@ -9,6 +9,7 @@ function event(snapshotId: string, usedBytes = 0): Omit<EventView, 'sequence'> {
     disk: null,
     code: 'lowSpace',
     error: null,
+    requestedBytes: null,
     usedBytes,
     limitBytes: null,
   };

@@ -109,7 +109,8 @@ export class Snapshots {
     const { id } = found.whole;
     this.#host.log.error({ snapshot: id, error: error.message }, 'snapshot cannot be brought back');
     this.#refused.add(found, error);
-    const event = { time: new Date().toISOString(), snapshotId: id, error: error.code, usedBytes: 0, limitBytes: null };
+    const sizes = { requestedBytes: null, usedBytes: 0, limitBytes: null };
+    const event = { time: new Date().toISOString(), snapshotId: id, error: error.code, ...sizes };
     const planned = found.journals.flatMap(({ plan }) => plan?.disks.map(({ name }) => name) ?? []);
     for (const disk of new Set([...planned, ...found.whole.disks.map(wholeDisk)]))
       this.#events.push({ ...event, disk, code: 'corrupted' });

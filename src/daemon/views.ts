@@ -164,6 +164,8 @@ export interface EventView {
   disk: string | null;
   code: 'lowSpace' | 'noSpace' | 'corrupted';
   error: ErrorCode | null;
+  /** For `noSpace`, what the copy asked for; for `lowSpace`, the portion that is wanted; else null. */
+  requestedBytes: number | null;
   usedBytes: number;
   limitBytes: number | null;
 }

@@ -37,6 +37,7 @@ interface WaitOptions extends IdOptions {
 
 /** Longest wait that the API takes at a time. */
 const WAIT_MS = 60_000;
+const SECTOR = 512;
 const DEVICE = '-d, --device <device...>';
 const DEVICE_TEXT = 'disks, by name or path';
 const EVENT_NAMES = { lowSpace: 'low_free_space', noSpace: 'no_space', corrupted: 'corrupted' } as const;
@@ -190,6 +191,7 @@ async function nextEvent(
 /** The time in nanoseconds since 1970, as the module's numbers are. */
 function eventLines(event: EventView): string[] {
   const lines = [`time=${BigInt(Date.parse(event.time)) * 1_000_000n}`, `event=${EVENT_NAMES[event.code]}`];
+  if (event.requestedBytes !== null) lines.push(`requested_nr_sect=${event.requestedBytes / SECTOR}`);
   if (event.disk !== null) lines.push(`device=${event.disk}`);
   if (event.error !== null) lines.push(`error=${-ERRNO[event.error]}`);
   return lines;
