@@ -59,7 +59,8 @@ describe('a mapped device', () => {
       ['0 8 linear a 1024\n8 8 linear a 1030', /used by another line/],
       ['0 16 striped 2 8 a 1024 a 1028', /used by the same line/],
       [`0 8 linear ${world.directory}/a.img 1024`, /served as disk "a"/],
-      ['0 8 linear nobody 0', /No disk "nobody"|not served/],
+      ['0 8 linear nobody 0', /No disk "nobody" is served/],
+      ['0 8 linear a/1 0', /No partition "a\/1"/],
       ['0 8 linear relative.img 0', /relative.img/],
     ] as const) {
       await expect(client.createMapped({ name: 'other', table })).rejects.toThrow(words);

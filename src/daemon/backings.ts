@@ -21,7 +21,7 @@ export interface Claim {
 }
 
 export interface BackingHost {
-  /** The disk or partition, and where it lies on its disk. Errors: ENOENT, ENODEV. */
+  /** The disk or partition, and where it lies on its disk. Errors: ENOENT, EBUSY. */
   find(name: string): { readonly disk: Disk; readonly offset: number };
   /** The name of the disk that serves the file, if one does. */
   servedAs(path: string): string | undefined;

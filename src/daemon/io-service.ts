@@ -110,7 +110,7 @@ export class IoService {
     this.#mapped = new MappedDisks({
       reactor,
       pool: this.#pool,
-      find: (name) => ({ disk: this.#disk(name), offset: this.#range(name)?.offset ?? 0 }),
+      find: (name) => this.#find(name),
       servedAs: (file) => [...this.#served].find(([, { tracker }]) => tracker.originPath === file)?.[0],
       tracker: (name) => this.#tracker(name),
       heldOf: (name) => this.#snapshots.heldOf(name),
@@ -370,6 +370,13 @@ export class IoService {
     if (served === undefined)
       throw new BlksnapError('ENODEV', `Disk "${name}" is not served; \`blksnap status\` tells why`);
     return served;
+  }
+
+  /** For tables, whose names nobody has looked at before. Errors: ENOENT, EBUSY. */
+  #find(name: string): { disk: Disk; offset: number } {
+    if (!this.#served.has(wholeDisk(name)) && !this.#exports.isElsewhere(name))
+      throw new BlksnapError('ENOENT', `No disk "${name}" is served; \`blksnap list\` shows those that are`);
+    return { disk: this.#disk(name), offset: this.#range(name)?.offset ?? 0 };
   }
 
   /** The partition of that name; null for a whole disk. Errors: ENOENT. */

@@ -64,6 +64,15 @@ test('is made, looked at, suspended, given another table, resumed and removed', 
 
   await expect(dm('load', 'm', '--table', '0 8 zero')).rejects.toMatchObject({ code: 2 });
   await expect(dm('create', 'm', '--table', '0 8 zero')).rejects.toMatchObject({ code: 6 });
+  for (const words of [
+    ['create', 'n'],
+    ['load', 'm'],
+  ]) {
+    await expect(dm(...words, '--table', '0 8 linear nobody 0')).rejects.toMatchObject({
+      code: 5,
+      stderr: expect.stringMatching(/No disk "nobody" is served; `blksnap list` shows/),
+    });
+  }
   expect(await dm('remove', 'm')).toBe('');
   await expect(dm('status', 'm')).rejects.toMatchObject({ code: 5 });
   expect(await dm('status')).toBe('No devices found\n');

@@ -75,7 +75,7 @@ function addRemapCommands(dm: Command): void {
   addCommand(dm, 'remap <disk> <offset> <length> <mapped>', {
     summary: 'Redirect a range of a disk into a mapped device, while the disk is used',
     more: 'The data of the range is copied there first, while requests are held.',
-    examples: ['dm remap vm 0 1G joined', 'dm remap vm 1G 1G joined --at 4G --no-copy'],
+    examples: ['dm remap vm 0 1G fast', 'dm remap vm 1G 1G fast --at 4G --no-copy'],
   })
     .option('--at <offset>', 'where in the mapped device (default: at its start)', parseSize)
     .option('--no-copy', 'show what the mapped device holds; the history of changes begins anew')
