@@ -1,7 +1,7 @@
-/** Storage of a snapshot that begins to fail, for real: device-mapper's error and flakey targets under it, and a loop device whose
- *  backing file finds no more space. What was stored is lost on its way from the page cache to the device, long after the
- *  write that stored it: the snapshot is lost and says why, its image never shows what is not so, and its origin
- *  notices nothing. */
+/** Storage of a snapshot that begins to fail, for real: device-mapper's error and flakey targets under it, and ours; a loop
+ *  device whose backing file finds no more space; a device that is pulled out (which a loop device in use cannot be). What was
+ *  stored is lost on its way from the page cache to the device, long after the write that stored it: the snapshot is lost
+ *  and says why, its image never shows what is not so, and its origin notices nothing. */
 
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
@@ -10,6 +10,7 @@ import { Client } from '../../../src/api/client.ts';
 import { Embedded } from '../../../src/index.ts';
 import { KIB, MIB } from '../../../src/util/units.ts';
 import { fill } from '../../daemon/world.ts';
+import { DaemonUnderTest } from '../../system/daemon-under-test.ts';
 import { SmallPlace } from '../../system/small-place.ts';
 import { Machine, sh } from '../machine.ts';
 
@@ -62,14 +63,14 @@ async function dropCaches(): Promise<void> {
 }
 
 /** Takes a snapshot stored at `place`, writes, and has the place fail. */
-async function failUnder(place: string, fail: () => void, notice: (image: string) => Promise<void>): Promise<void> {
+async function failUnder(place: string, fail: () => unknown, notice: (image: string) => Promise<void>): Promise<void> {
   await fill(uri, 0, DISK_BYTES, 1);
   const { id } = await client.createSnapshot({ disks: ['data'], storage: place });
   const image = machine.daemon.uri(`data@${id}`);
   await fill(uri, 0, 8 * MIB, 2);
   await dropCaches();
   expect((await read(image, 0)).every((byte) => byte === 1)).toBe(true);
-  fail();
+  await fail();
   await fill(uri, 8 * MIB, DISK_BYTES - 16 * MIB, 3);
   await dropCaches();
   await notice(image);
@@ -129,4 +130,32 @@ test('a device that is pulled out', async () => {
   await sh('qemu-nbd', '--fork', '--persistent', '--format=raw', `--socket=${socket}`, file);
   await sh('nbd-client', '-unix', socket, device);
   await failUnder(device, () => execFileSync('nbd-client', ['-d', device]), byReading);
+});
+
+test.each([
+  { kind: 'error', tableOf: (): string => `0 ${SECTORS} error`, notice: byReading },
+  {
+    kind: 'flakey',
+    tableOf: (file: string): string => `0 ${SECTORS} flakey ${file} 0 0 3600 1 error_writes`,
+    notice: byStoring,
+  },
+])('a mapped device of another daemon, whose target is $kind then', async ({ tableOf, notice }) => {
+  const other = new DaemonUnderTest();
+  const device = '/dev/nbd14';
+  try {
+    await other.start();
+    const file = other.path('backing');
+    fs.writeFileSync(file, '');
+    fs.truncateSync(file, 128 * MIB);
+    await other.cli('dm', 'create', 'store', '--table', `0 ${SECTORS} linear ${file} 0`);
+    await sh('nbd-client', '-unix', `${other.state}/nbd.sock`, '-N', 'store', device);
+    const fail = async (): Promise<void> => {
+      await other.cli('dm', 'load', 'store', '--table', tableOf(file));
+      await other.cli('dm', 'resume', 'store');
+    };
+    await failUnder(device, fail, notice);
+  } finally {
+    await sh('nbd-client', '-d', device);
+    await other.dispose();
+  }
 });
