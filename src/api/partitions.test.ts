@@ -153,6 +153,38 @@ it('a write through either is tracked by both', async (context) => {
   });
 });
 
+it('the map is as of the newest take while a snapshot is held, and as of now after it', async (context) => {
+  requirePrograms(context, 'sfdisk');
+  await client.attach({ path: makeDisk('vm.img') });
+  const numbers = async (name: string): Promise<number[][]> =>
+    [...(await client.cbtMap(name)).entries()].filter(([, number]) => number > 0);
+  const maps = async (): Promise<number[][][]> => [await numbers('vm'), await numbers('vm/1')];
+  const one = await uriOf('vm/1');
+  await write(one, 3 * BLOCK, 7);
+  const atFirst = [[[16 + 3, 1]], [[3, 1]]];
+  expect(await maps()).toEqual(atFirst);
+
+  const first = await client.createSnapshot({ disks: ['vm'], storage: ':memory:' });
+  await write(one, 3 * BLOCK, 8);
+  await write(one, 5 * BLOCK, 8);
+  expect(await maps()).toEqual(atFirst);
+  const second = await client.createSnapshot({ disks: ['vm/1'], storage: ':memory:' });
+  const written = [3, 5].map((block) => [block, 2]);
+  const atSecond = [written.map(([block, number]) => [16 + block!, number]), written];
+  await write(one, 7 * BLOCK, 9);
+  expect(await maps()).toEqual(atSecond);
+
+  await client.destroySnapshot(second.id);
+  expect(await maps()).toEqual(atFirst);
+  await client.destroySnapshot(first.id);
+  const [whole, part] = await maps();
+  expect([whole!.at(-1), part!.at(-1)]).toEqual([
+    [16 + 7, 3],
+    [7, 3],
+  ]);
+  expect([whole!.slice(0, -1), part!.slice(0, -1)]).toEqual(atSecond);
+});
+
 it('a snapshot of either keeps what is overwritten through the other', async (context) => {
   requirePrograms(context, 'sfdisk');
   const { uri } = await client.attach({ path: makeDisk('vm.img') });

@@ -82,7 +82,8 @@ export function addDiskCommands(program: Command): void {
   addCommand(program, 'resize <name>', {
     summary: "Take over the size that a disk's file or device has now",
     more:
-      'After truncate, lvextend and the like: clients learn the size when they connect again, the next backup is full. ' +
+      'After truncate, lvextend and the like: NBD clients learn the size when they connect again, kernel devices ' +
+      '(ublk from Linux 6.16 on) at once. The next backup is full. ' +
       'Images keep their size; those that need what was cut off are lost.',
     examples: ['resize vm'],
   }).action(resize);
