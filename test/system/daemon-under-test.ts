@@ -16,7 +16,13 @@ export class DaemonUnderTest {
 
   /** Starts the daemon and waits until it serves. */
   async start(...options: string[]): Promise<void> {
-    const child = spawn(BLKSNAP, ['daemon', '--dir', this.state, ...options], { stdio: ['ignore', 'pipe', 'pipe'] });
+    await this.startIn(process.cwd(), ...options);
+  }
+
+  /** With another working directory. */
+  async startIn(cwd: string, ...options: string[]): Promise<void> {
+    const words = ['daemon', '--dir', this.state, ...options];
+    const child = spawn(BLKSNAP, words, { cwd, stdio: ['ignore', 'pipe', 'pipe'] });
     this.#process = child;
     let said = '';
     await new Promise<void>((resolve, reject) => {

@@ -68,14 +68,30 @@ test('a module that cannot be loaded keeps the daemon from starting, and it says
   await expect(daemon.start('--filter-module', notOne)).rejects.toThrow(/exports no function `register`/);
 });
 
+test('a module is a package that is installed where the daemon starts', async () => {
+  const place = daemon.path('node_modules/my-limiter');
+  fs.mkdirSync(place, { recursive: true });
+  fs.writeFileSync(path.join(place, 'package.json'), JSON.stringify({ name: 'my-limiter', exports: './filter.mjs' }));
+  // The example imports the library by its name.
+  fs.symlinkSync(ROOT, daemon.path('node_modules/blksnap'));
+  fs.copyFileSync(path.join(EXAMPLES, 'rate-limiter.mjs'), path.join(place, 'filter.mjs'));
+  await expect(daemon.start('--filter-module', 'my-limiter')).rejects.toThrow(/no such package/);
+  await daemon.startIn(daemon.directory, '--filter-module', 'my-limiter');
+  await daemon.disk('vm', SIZE);
+  expect(await daemon.cli('filter', 'attach', 'vm', 'rate-limiter', '--options', '{"bytesPerSecond":1e6}')).toBe(
+    'vm: rate-limiter, blksnap\n',
+  );
+});
+
 test('a filter in TypeScript, the one of the documents, has its types checked, and runs', async () => {
   const [source] = /(?<=```ts\n)[^]*?(?=```)/.exec(fs.readFileSync(DOCUMENT, 'utf8'))!;
   fs.mkdirSync(daemon.path('node_modules'));
   fs.symlinkSync(ROOT, daemon.path('node_modules/blksnap'));
   const module = daemon.path('nothing.mts');
   fs.writeFileSync(module, source);
-  // Node 22.18 and newer strip the types themselves.
-  if (!('typescript' in process.features)) {
+  // Node 22.18 and newer strip the types themselves; some before know of it, and do not.
+  const { typescript } = process.features as { typescript?: string | false };
+  if (typeof typescript !== 'string') {
     await expect(daemon.start('--filter-module', module)).rejects.toThrow(/compile it to JavaScript, or use Node/);
   } else {
     await daemon.start('--filter-module', module);
