@@ -1,9 +1,9 @@
 /** Snapshots in trouble: full storage, slow copies, bad requests. The origin always goes on. */
 
 import fs from 'node:fs';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { BlockFilter } from '../block/filter.ts';
-import { READ } from '../block/bio.ts';
+import { READ, WRITE } from '../block/bio.ts';
 import type { Bio } from '../block/bio.ts';
 import { ERRNO } from '../util/errors.ts';
 import type { BlksnapError } from '../util/errors.ts';
@@ -190,6 +190,24 @@ test('a disk cannot be detached while a snapshot of it is held', async () => {
     message: expect.stringContaining(snapshot.id),
   });
   expect(await core.write(disk, 0, 4096, 1)).toBe(0);
+  await core.close();
+});
+
+test('a write that cannot be marked does not reach the disk: nothing passes without its mark and its copy', async () => {
+  const core = await Core.open();
+  const { disk, tracker, file } = await core.disk('a', MIB);
+  const snapshot = await core.set.create([tracker], MEMORY);
+  const failing = vi.spyOn(tracker.cbt, 'mark').mockImplementation(() => {
+    throw new Error('no mark');
+  });
+  // Straight to the filter, past the disk that would wait for the write to end.
+  const bio = core.pool.get(WRITE, 0, 4096, 0, 0, { bioEnded: () => {} });
+  expect(() => tracker.submit(bio)).toThrow('no mark');
+  core.pool.put(bio);
+  failing.mockRestore();
+  expect(await core.write(disk, 8192, 4096, 1)).toBe(0);
+  expect(fs.readFileSync(file).subarray(0, 8192).equals(Buffer.alloc(8192, 'a '))).toBe(true);
+  expect((await core.read(snapshot.images[0]!, 0, MIB)).data.equals(Buffer.alloc(MIB, 'a '))).toBe(true);
   await core.close();
 });
 
