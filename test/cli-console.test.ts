@@ -1,12 +1,13 @@
 /** The kernel module's console tool as scripts know it: every verb, flag and printed line, on a real daemon. */
 
-import { execFile, spawnSync } from 'node:child_process';
+import { execFile, execFileSync, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 
 import { KIB, MIB } from '../src/util/units.ts';
+import { isZero } from '../src/util/zeroes.ts';
 import { requirePrograms, requireRoot } from './requirements.ts';
 import { DaemonUnderTest } from './system/daemon-under-test.ts';
 
@@ -175,6 +176,31 @@ describe.sequential('the console tool', () => {
     const empty = (await says('snapshot_create')).trim();
     expect(await blksnap('snapshot_take', '--id', empty)).toMatchObject({ code: 2 });
     expect(await says('snapshot_destroy', '--id', empty)).toBe('');
+  });
+
+  it('snapshot_create takes a preallocated file, and leaves it so', async () => {
+    const file = daemon.path('preallocated');
+    execFileSync('fallocate', ['--length', '4MiB', file]);
+    const id = (await says('snapshot_create', '-d', 'first', '-f', file)).trim();
+    await says('snapshot_take', '-i', id);
+    await write('first', 0, 6 * MIB);
+    expect(await says('snapshot_info', '-d', 'first', '-f', 'error_code')).toBe('0\n');
+    await says('snapshot_destroy', '-i', id);
+    expect(fs.statSync(file).size).toBe(4 * MIB);
+    expect(isZero(fs.readFileSync(file))).toBe(true);
+  });
+
+  it.each([
+    ['in no directory', 5, () => daemon.path('none/file')],
+    ['with content', 6, () => second],
+    ['that is no device', 5, () => '/dev/no-such-device'],
+    ['of the kernel', 2, () => '/proc/self/mem'],
+  ])('snapshot_create refuses a storage %s as the take would', async (_what, code, place) => {
+    const content = fs.readFileSync(second);
+    expect(await blksnap('snapshot_create', '-d', 'first', '-f', place())).toMatchObject({ code, stdout: '' });
+    expect(await blksnap('snapshot', 'create', 'first', '--storage', place())).toMatchObject({ code, stdout: '' });
+    expect(await says('snapshot_collect')).toBe('');
+    expect(fs.readFileSync(second).equals(content)).toBe(true);
   });
 
   it('snapshot_waitevent and snapshot_watcher', async (context) => {

@@ -278,7 +278,7 @@ export const snapshotRequest = z
   .strictObject({
     disks: z.array(text).min(1, 'name at least one disk').max(1024),
     storage: storage.optional().openapi({
-      description: 'Where saved chunks go: a directory, a new file, an unused block device, or :memory:',
+      description: 'Where saved chunks go: a directory, a new or unused file, an unused block device, or :memory:',
     }),
     limitBytes: storageLimit.optional(),
     ...deviceRequest,

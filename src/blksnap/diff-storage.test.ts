@@ -1,9 +1,17 @@
 /** Diff storage that grows while its snapshot is held: more places, higher limits, and what refuses them. */
 
+import { spawnSync } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import { describe, expect, test } from 'vitest';
+import { openFileDevice } from '../block/file-device.ts';
+import { ALLOCATE_RESERVE, completed } from '../io/reactor.ts';
 import { KIB, MIB } from '../util/units.ts';
+import { isZero } from '../util/zeroes.ts';
+import { DiffStorage } from './diff-storage.ts';
+import { MEMORY_STORAGE, checkStoragePlace } from './storage-place.ts';
 import { Core } from '../../test/core.ts';
+import { requireRoot } from '../../test/requirements.ts';
 
 const small = { path: ':memory:', limitBytes: 256 * KIB };
 
@@ -75,6 +83,154 @@ test.each(['directory', 'tmpfs'])(
     await core.close();
   },
 );
+
+/** Preallocates as fallocate(1) does. */
+async function reserve(core: Core, path: string, length: number): Promise<void> {
+  const fd = fs.openSync(path, 'w');
+  expect(await completed((c) => core.reactor.allocate(fd, ALLOCATE_RESERVE, 0, length, c))).toBeGreaterThanOrEqual(0);
+  fs.closeSync(fd);
+}
+
+function hole(_core: Core, path: string, length: number): void {
+  fs.writeFileSync(path, '');
+  fs.truncateSync(path, length);
+}
+
+function zeros(_core: Core, path: string, length: number): void {
+  fs.writeFileSync(path, Buffer.alloc(length));
+}
+
+const PREALLOCATED = 512 * KIB;
+
+describe.each(['directory', 'tmpfs'])('a file in a %s that has a size', (where) => {
+  const pathIn = (core: Core): string =>
+    where === 'tmpfs' ? `/dev/shm/blksnap-${process.pid}-preallocated` : core.path('given');
+
+  test.each([
+    ['reserved space', reserve],
+    ['a hole', hole],
+    ['zeros', zeros],
+  ] as const)('and nothing but %s is storage beyond that size, and as it was at the end', async (_what, make) => {
+    const core = await Core.open();
+    const path = pathIn(core);
+    await make(core, path, PREALLOCATED);
+    const { blocks } = fs.statSync(path);
+    const { disk, tracker } = await core.disk('a', MIB);
+    for (const fill of [1, 2]) {
+      const { id, images } = await core.set.create([tracker], { path, limitBytes: 2 * MIB });
+      const before = (await core.read(images[0]!, 0, MIB)).data;
+      await core.write(disk, 0, MIB, fill);
+      expect((await core.read(images[0]!, 0, MIB)).data.equals(before)).toBe(true);
+      await expect.poll(() => isZero(fs.readFileSync(path))).toBe(false);
+      await core.set.destroy(id);
+      expect(fs.statSync(path)).toMatchObject({ size: PREALLOCATED, blocks });
+      expect(isZero(fs.readFileSync(path))).toBe(true);
+    }
+    fs.rmSync(path);
+    await core.close();
+  });
+
+  test('and a byte of content is refused, and stays as it is', async () => {
+    const core = await Core.open();
+    const path = pathIn(core);
+    await reserve(core, path, PREALLOCATED);
+    const fd = fs.openSync(path, 'r+');
+    fs.writeSync(fd, 'x', PREALLOCATED - 1);
+    fs.closeSync(fd);
+    const content = fs.readFileSync(path);
+    const { tracker } = await core.disk('a', MIB);
+    const refusal = { code: 'EEXIST', message: expect.stringContaining('it has content') };
+    await expect(core.set.create([tracker], { path, limitBytes: MIB })).rejects.toMatchObject(refusal);
+    await expect(checkStoragePlace(path, 'Cannot')).rejects.toMatchObject(refusal);
+    expect(fs.readFileSync(path).equals(content)).toBe(true);
+    fs.rmSync(path);
+    await core.close();
+  });
+
+  test('is no storage while it is that of another snapshot, or a disk', async () => {
+    const core = await Core.open();
+    const path = pathIn(core);
+    await reserve(core, path, PREALLOCATED);
+    const { tracker } = await core.disk('a', MIB);
+    const { id } = await core.set.create([tracker], { path, limitBytes: MIB });
+    await expect(core.set.create([tracker], { path, limitBytes: MIB })).rejects.toMatchObject({ code: 'EBUSY' });
+    expect(fs.statSync(path).size).toBeGreaterThanOrEqual(PREALLOCATED);
+    await core.set.destroy(id);
+    const blank = openFileDevice(path, { reactor: core.reactor });
+    await expect(core.set.create([tracker], { path, limitBytes: MIB })).rejects.toMatchObject({ code: 'EBUSY' });
+    await blank.close();
+    fs.rmSync(path);
+    await core.close();
+  });
+});
+
+test('a file that has a size is no storage of a persistent snapshot', async () => {
+  const core = await Core.open();
+  hole(core, core.path('given'), PREALLOCATED);
+  const options = { path: core.path('given'), limitBytes: MIB, persistentId: randomUUID() };
+  await expect(DiffStorage.open(core.reactor, options, { lowSpace() {}, lost() {} })).rejects.toMatchObject({
+    code: 'EEXIST',
+    message: expect.stringContaining('it is not empty'),
+  });
+  expect(fs.statSync(core.path('given'))).toMatchObject({ size: PREALLOCATED, blocks: 0 });
+  await core.close();
+});
+
+test('a file that a loop device writes to is no storage, though nothing is in it', async (context) => {
+  requireRoot(context);
+  const core = await Core.open();
+  const path = core.path('given');
+  hole(core, path, PREALLOCATED);
+  const { stdout } = spawnSync('losetup', ['--find', '--show', path], { encoding: 'utf8' });
+  context.skip(!stdout, 'needs a loop device');
+  const loop = stdout.trim();
+  const { tracker } = await core.disk('a', MIB);
+  try {
+    await expect(core.set.create([tracker], { path, limitBytes: MIB })).rejects.toMatchObject({
+      code: 'EBUSY',
+      message: expect.stringContaining(`loop device ${loop.slice('/dev/'.length)} writes to it`),
+    });
+  } finally {
+    spawnSync('losetup', ['-d', loop]);
+  }
+  await core.close();
+});
+
+test('a new file is no storage of a second snapshot, though nothing is in it yet', async () => {
+  const core = await Core.open();
+  const { tracker } = await core.disk('a', MIB);
+  await core.set.create([tracker], { path: core.path('new'), limitBytes: MIB });
+  const again = core.set.create([tracker], { path: core.path('new'), limitBytes: MIB });
+  await expect(again).rejects.toMatchObject({ code: 'EBUSY' });
+  expect(fs.existsSync(core.path('new'))).toBe(true);
+  await core.close();
+});
+
+test('a file whose zeros are too many to be read is refused', async () => {
+  const core = await Core.open();
+  const path = `/dev/shm/blksnap-${process.pid}-large`;
+  zeros(core, path, 257 * MIB);
+  await expect(checkStoragePlace(path, 'Cannot')).rejects.toMatchObject({
+    code: 'EEXIST',
+    message: expect.stringContaining('more than 256 MiB of it would have to be read'),
+  });
+  fs.rmSync(path);
+  await core.close();
+});
+
+test('a place that cannot be used is known before it is touched', async () => {
+  const core = await Core.open();
+  for (const [path, code] of [
+    [core.path('none/file'), 'ENOENT'],
+    ['/dev/no-such-device', 'ENOENT'],
+    ['/proc/self/mem', 'EINVAL'],
+    ['/sys/new', 'EINVAL'],
+  ] as const)
+    await expect(checkStoragePlace(path, 'Cannot')).rejects.toMatchObject({ code });
+  for (const path of [core.path('new'), core.directory, MEMORY_STORAGE]) await checkStoragePlace(path, 'Cannot');
+  expect(fs.existsSync(core.path('new'))).toBe(false);
+  await core.close();
+});
 
 test('an empty file whose use is refused stays empty', async () => {
   const core = await Core.open();

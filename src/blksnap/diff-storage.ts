@@ -25,7 +25,7 @@ const MAX_SEGMENTS = 1024;
 const FLUSH_BYTES = 2 * MIB;
 
 export interface DiffStorageOptions {
-  /** A directory, a file that does not exist yet or is empty, a kernel device, or MEMORY_STORAGE. */
+  /** A directory, a file that does not exist yet or has no content, a kernel device, or MEMORY_STORAGE. */
   readonly path: string;
   /** Bytes; Infinity for as much as the place holds. */
   readonly limitBytes: number;
@@ -180,7 +180,8 @@ export class DiffStorage {
     const used = persistentId === undefined ? 0 : LABEL_CHUNKS;
     if (limitBytes < (1 + used) * CHUNK)
       throw new BlksnapError('EINVAL', `${action}: limit ${limitBytes} bytes, want at least ${(1 + used) * CHUNK}`);
-    const place = options.place ?? openStoragePlace(path, action);
+    const place =
+      options.place ?? (await openStoragePlace(this.#reactor, path, action, { emptyOnly: persistentId !== undefined }));
     // Its positions are given when it is its turn: only then is it known where the piece before it ended.
     const piece = new StoragePiece(this.#reactor, { path, place, limitBytes, portionBytes, used });
     try {

@@ -167,7 +167,7 @@ export class Embedded implements FilterHost {
     return new Bytes(client, this);
   }
 
-  /** Freezes disks at one instant. `storage`: a directory, a new file, a block device; default: memory.
+  /** Freezes disks at one instant. `storage`: a directory, a new or unused file, a block device; default: memory.
    *  Errors: EINVAL for no disk or one twice; what the storage fails with. */
   async snapshot(
     disks: readonly EmbeddedDisk[],

@@ -1,14 +1,13 @@
 /** Where a file has data and where holes, by lseek. */
 
 import fs from 'node:fs';
-import { SEEK_DATA, SEEK_HOLE, ffiAvailable, seek } from '../io/sys.ts';
+import { ENXIO, SEEK_DATA, SEEK_HOLE, ffiAvailable, seek } from '../io/sys.ts';
 import { BlksnapError, ERRNO, errnoError } from '../util/errors.ts';
 import { pushExtent } from './device.ts';
 import type { Extent, HoleFinder } from './device.ts';
 
 /** Extents per answer: the seeks block the thread. */
 const EXTENTS_LIMIT = 512;
-const ENXIO = 6;
 
 /** As BlockDevice.extents. `size` is the device's: a file that has shrunk is an error, not a hole. */
 export function fileExtents(

@@ -6,6 +6,7 @@ import path from 'node:path';
 import type { SnapshotEvent } from '../blksnap/events.ts';
 import { JOURNAL_SUFFIX } from '../blksnap/journal-place.ts';
 import { READ_ONCE } from '../blksnap/read-once-image.ts';
+import { checkStoragePlace } from '../blksnap/storage-place.ts';
 import { makeDirectories } from '../util/directories.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { wholeDisk } from './disk-names.ts';
@@ -326,11 +327,13 @@ export class Snapshots {
     return this.#snapshotView(info);
   }
 
-  /** Gives out the id of a snapshot that `takePrepared` will take. Errors: EINVAL for a disk twice; ENOENT. */
-  prepare(request: SnapshotRequest): PreparedView {
+  /** Gives out the id of a snapshot that `takePrepared` will take. Errors: EINVAL for a disk twice; ENOENT; what can be
+   *  seen now that the storage will fail with. */
+  async prepare(request: SnapshotRequest): Promise<PreparedView> {
     for (const name of request.disks) this.#disks.check(name);
     const { disks, storage, limitBytes } = request;
     const storagePath = this.#checkedStorage(storage);
+    await checkStoragePlace(storagePath, `Cannot use "${storagePath}" as diff storage`);
     const prepared = this.#prepared.create({ disks, storagePath, limitBytes: limitBytes ?? null });
     this.#events.open(prepared.id);
     return prepared;

@@ -146,6 +146,8 @@ export function syncMapping(address: number, length: number): number {
 
 export const SEEK_DATA = 3;
 export const SEEK_HOLE = 4;
+/** What seeking data past the last of it fails with. */
+export const ENXIO = 6;
 
 /** lseek: the new position, or -errno (-ENXIO past the last data). */
 export function seek(fd: number, offset: number, whence: typeof SEEK_DATA | typeof SEEK_HOLE): number {

@@ -58,7 +58,7 @@ export function drawPlace(
     path,
     limitBytes: storagePages === Infinity ? 64 * 1024 * KIB : storagePages * 4 * KIB,
     portionBytes: (64 + 64 * random.below(8)) * KIB,
-    place: { fd: reactor.openFile(file), owned: null, given: false, kind: 'file', sizeBytes: Infinity },
+    place: { fd: reactor.openFile(file), owned: null, given: null, kind: 'file', sizeBytes: Infinity },
   };
 }
 
@@ -97,7 +97,7 @@ function optionsOf(world: World, kept: Kept): RestoreOptions {
     tracker: (name) => world.disks.find(({ disk }) => disk.name === name)!.tracker,
     reopen: ({ path, kind }) => {
       const fd = world.reactor.openFile(kept.places.get(path)!);
-      return { fd, owned: null, given: false, kind, sizeBytes: Infinity };
+      return { fd, owned: null, given: null, kind, sizeBytes: Infinity };
     },
   };
 }

@@ -104,7 +104,7 @@ export function drawStorage(
     place: {
       fd: reactor.openFile(file),
       owned: null,
-      given: false,
+      given: null,
       kind,
       sizeBytes: Infinity,
     },

@@ -47,7 +47,7 @@ const forget = createRoute({
 });
 
 export function addPreparedSnapshotRoutes(app: OpenAPIHono, { daemon }: ApiContext): void {
-  app.openapi(prepare, (c) => c.json(daemon.snapshots.prepare(c.req.valid('json')), 201));
+  app.openapi(prepare, async (c) => c.json(await daemon.snapshots.prepare(c.req.valid('json')), 201));
   app.openapi(list, (c) => c.json({ prepared: daemon.snapshots.prepared() }, 200));
   app.openapi(add, (c) => c.json(daemon.snapshots.addDisk(c.req.valid('param').id, c.req.valid('json').disk), 200));
   app.openapi(take, async (c) => c.json(await daemon.snapshots.takePrepared(c.req.valid('param').id), 201));

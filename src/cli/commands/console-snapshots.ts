@@ -56,7 +56,10 @@ export function addConsoleSnapshotCommands(program: Command): void {
     examples: ['snapshot_create --device /dev/vdb /dev/vdc --file /var/tmp --limit 10G'],
   })
     .option(DEVICE, DEVICE_TEXT)
-    .option('-f, --file <place>', 'where overwritten data goes: a directory, a new file, or a block device')
+    .option(
+      '-f, --file <place>',
+      'where overwritten data goes: a directory, a new or unused file, a block device, or :memory:',
+    )
     .option('-l, --limit <size>', 'most that may be kept there', (text: string) => parseSize(text))
     .action(create);
   withId('snapshot_add', 'Add disks to a snapshot that is not taken yet', 'Disks that are not attached are.')

@@ -52,7 +52,10 @@ export function addSnapshotCommands(program: Command): void {
     ],
   })
     .option('--persistent', 'outlives the daemon; a write that touches data first waits until its copy is recorded')
-    .option('--storage <place>', 'where overwritten data goes: a directory, a new file, a block device, or :memory:')
+    .option(
+      '--storage <place>',
+      'where overwritten data goes: a directory, a new or unused file, a block device, or :memory:',
+    )
     .option('--limit <size>', 'most that may be kept there', (text: string) => parseSize(text))
     .option('--dev', 'make a device in /dev for each image, loading the kernel module for it')
     .option('--no-dev', 'make none')
