@@ -90,6 +90,18 @@ describe('a persistent snapshot', () => {
     expect(changed).toEqual([{ length: 65_536, changed: true }]);
   });
 
+  test('tells what a copy asked for that found no room', async () => {
+    const { disk, tracker } = await world.core.disk('a', SIZE);
+    await world.take([tracker], { limitBytes: 256 * 1024 });
+    for (let at = 0; at < MIB; at += 65_536) expect(await world.core.write(disk, at, 65_536, 1)).toBe(0);
+    const told = world.core.events.map(({ code, requestedBytes }) => [code, requestedBytes]);
+    expect(told).toEqual([
+      ['lowSpace', 65_536],
+      ['noSpace', 65_536],
+      ['corrupted', null],
+    ]);
+  });
+
   test('comes back with the image lost that was lost, and goes on with the other', async () => {
     const [a, b] = [await world.core.disk('a', SIZE), await world.core.disk('b', SIZE)];
     const old = fs.readFileSync(b.file);
