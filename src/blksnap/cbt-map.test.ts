@@ -211,6 +211,23 @@ test('a generation ends before its marks do: a kill in between must not leave it
   after.close();
 });
 
+test('after a sync that failed no end is clean, nor that of a later process, until the machine is started anew', () => {
+  const isClean = (): boolean => fs.readFileSync(file).readUInt32LE(28) !== 0;
+  open().noteLost();
+  // Killed: its history goes on.
+  const next = open();
+  expect(next.reason).toBe('');
+  next.close();
+  expect(isClean()).toBe(false);
+  open(2 * SIZE).close();
+  expect(isClean()).toBe(false);
+  const bytes = fs.readFileSync(file);
+  bytes.write('00000000-0000-0000-0000-000000000000', 72);
+  fs.writeFileSync(file, bytes);
+  open(2 * SIZE).close();
+  expect(isClean()).toBe(true);
+});
+
 test('a map closed with writes that may be lost is not clean', () => {
   open().close(false);
   expect(fs.readFileSync(file).readUInt32LE(28)).toBe(0);

@@ -14,7 +14,7 @@
  *   112 origin kind u32 (0 none, 1 file, 2 device, 3 device whose writes the kernel is told not to count)
  *   120 origin id u64    128 origin version u64 (both as of attach, then as of detach)
  *   136 time of the last mark f64 (ms since 1970)
- *   144 origin change u64 (as 120 and 128)
+ *   144 origin change u64 (as 120 and 128)    152 lost u32 (1: a sync has failed since the machine was started)
  *   160 64 times of marks f64 (as 136): the first of each 20 ms, of the last 64 in which there were marks
  *  1024 96 slots of 32 bytes, one for each persistent snapshot that has a copy of all that was overwritten since
  *       its take: 0 its id, 16 bytes (zeros: free)   16 whole frames of its journal f64
@@ -38,6 +38,7 @@ const VERSION = 2;
 const OLDEST_VERSION = 1;
 const HEADER = 4096;
 const LAST_MARK = 136;
+const LOST = 152;
 const MARKS = 160;
 const MARK_COUNT = 64;
 const MARK_STEP_MS = 20;
@@ -119,9 +120,11 @@ export class CbtMap {
     if (options.path === null) return new CbtMap(options, shift, -1, null, 'the map is kept in memory only');
     let fd = -1;
     let doubt: string;
+    let hasLost = false;
     try {
       const existed = fs.existsSync(options.path);
       fd = fs.openSync(options.path, fs.constants.O_RDWR | fs.constants.O_CREAT, 0o600);
+      hasLost = existed && hasLostBefore(fd);
       doubt = existed ? doubtAbout(fd, length, shift, options) : 'tracking begins';
       if (doubt !== '') {
         fs.ftruncateSync(fd, 0);
@@ -138,7 +141,9 @@ export class CbtMap {
       throw errnoError(-mapping, `Cannot map change map "${options.path}"`);
     }
     try {
-      return new CbtMap(options, shift, fd, mapping, doubt);
+      const map = new CbtMap(options, shift, fd, mapping, doubt);
+      if (hasLost) map.noteLost();
+      return map;
     } catch (cause) {
       unmap(mapping.address, length);
       fs.closeSync(fd);
@@ -208,6 +213,12 @@ export class CbtMap {
     this.#header.setFloat64(MARKS + 8 * this.#nextTime, timeMs, true);
     this.#nextTime = (this.#nextTime + 1) % MARK_COUNT;
     this.#lastTimeMs = timeMs;
+  }
+
+  /** A sync has failed: the kernel has dropped what it could not write, so that the disk may change when the machine
+   *  stops, also one that stops long after the device was let go in order by another process. */
+  noteLost(): void {
+    this.#header.setUint32(LOST, 1, true);
   }
 
   /** Ends a period at a take: later changes carry the next number. After 255 the history starts
@@ -312,6 +323,7 @@ export class CbtMap {
     header.setUint32(12, shift, true);
     header.setBigUint64(16, BigInt(this.deviceSize), true);
     header.setUint32(28, 0, true);
+    header.setUint32(LOST, 0, true);
     putText(header, 72, bootId());
     this.#writeIdentity();
     header.setFloat64(LAST_MARK, Date.now(), true);
@@ -327,14 +339,15 @@ export class CbtMap {
   }
 
   /** Writes the map to disk, then notes that the device was let go in order, after its last write; not so where
-   *  `settled` is false: what was written last may be lost. Safe to call twice. */
+   *  `settled` is false, or a sync has failed: what was written may be lost. Safe to call twice. */
   close(settled = true): void {
     if (this.#closed) return;
     this.#closed = true;
     if (this.#mapping === null) return;
     const { address, memory } = this.#mapping;
     // The clean mark comes after what it stands for: the machine may stop between the two.
-    if (syncMapping(address, memory.byteLength) === 0 && settled) this.#markClean(address);
+    if (syncMapping(address, memory.byteLength) === 0 && settled && this.#header.getUint32(LOST, true) === 0)
+      this.#markClean(address);
     unmap(address, memory.byteLength);
     fs.closeSync(this.#fd);
   }
@@ -357,6 +370,16 @@ export class CbtMap {
     if (before.counted !== now.counted) return false;
     return this.#lastMarkMs >= 0 ? before.version !== now.version : now.counted;
   }
+}
+
+/** Whether a sync has failed in the life of the machine that still goes on: also a history that begins anew cannot end clean. */
+function hasLostBefore(fd: number): boolean {
+  const bytes = Buffer.alloc(HEADER);
+  if (fs.readSync(fd, bytes, 0, HEADER, 0) < HEADER) return false;
+  const header = new DataView(bytes.buffer, bytes.byteOffset, HEADER);
+  return (
+    bytes.toString('latin1', 0, 8) === MAGIC && header.getUint32(LOST, true) === 1 && text(header, 72) === bootId()
+  );
 }
 
 /** Why a stored map cannot be trusted for the device as it is now, or ''. */

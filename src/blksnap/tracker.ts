@@ -108,6 +108,7 @@ export class Tracker extends BlockFilter {
     this.#disk = disk;
     this.#size = disk.size;
     this.#readOnly = disk.readOnly;
+    if (disk.device.onLost !== undefined) disk.device.onLost = () => this.#cbt?.noteLost();
     this.#cow = new CopyOnWrite({
       reactor,
       pool,

@@ -59,6 +59,7 @@ export class DescriptorDevice implements BlockDevice {
   readonly #bounce: BounceSlots | null;
   #canPunch: boolean;
   #canZeroRange = true;
+  onLost: () => void = () => {};
   /** errno of the sync that failed, or 0. */
   #lost = 0;
   #zerosAt = NO_MEMORY;
@@ -151,7 +152,7 @@ export class DescriptorDevice implements BlockDevice {
   /** Ends with a count or 0 as success, or with -errno. */
   #end(bio: Bio, result: number): void {
     // A durable write that failed may have lost what a flush before it had promised to keep.
-    if (result === -ERRNO.EIO && bio.op !== READ && (bio.flags & FUA) !== 0) this.#lost = ERRNO.EIO;
+    if (result === -ERRNO.EIO && bio.op !== READ && (bio.flags & FUA) !== 0) this.#lose(ERRNO.EIO);
     bio.end(result < 0 ? -result : 0);
   }
 
@@ -190,9 +191,14 @@ export class DescriptorDevice implements BlockDevice {
     this.#reactor.sync(this.#fd, bio);
   }
 
+  #lose(errno: number): void {
+    this.#lost = errno;
+    this.onLost();
+  }
+
   #synced(bio: Bio, result: number): void {
     if (result === -ERRNO.EINTR) return this.#sync(bio);
-    if (result < 0) this.#lost = -result;
+    if (result < 0) this.#lose(-result);
     // A sync that was under way when another failed may have found nothing left to write.
     bio.end(this.#lost);
   }

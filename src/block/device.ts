@@ -42,6 +42,9 @@ export interface BlockDevice extends BioSink {
   readonly capabilities: Capabilities;
   /** Absent where holes cannot be told without I/O. */
   readonly holes?: HoleFinder | undefined;
+  /** Called when a sync has failed: what was written before it may be lost, now or when the machine stops. Set by whoever
+   *  keeps a history of the device; absent where no sync can fail. */
+  onLost?: () => void;
   /** The states of [offset, offset + length), in order; covers at least the first byte, and may stop
    *  early. "Unknown" is data: neither hole nor zero. Slow path. Rejects with EIO and the like. */
   extents(offset: number, length: number): Promise<Extent[]>;

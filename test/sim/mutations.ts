@@ -249,7 +249,7 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: DEVICE,
-    text: '    if (result < 0) this.#lost = -result;',
+    text: '    if (result < 0) this.#lose(-result);',
     replacement: '',
     why: 'a flush after a failed one succeeds',
   },

@@ -289,7 +289,7 @@ async function changeFilters({ disks, reactor }: World, random: Prng): Promise<v
 /** The daemon ends in order, leaving nothing behind, and is started again; somebody else may write in between. */
 async function restart(world: World, random: Prng): Promise<World> {
   // What a sync has dropped is no clean end: in doubt when the machine stops then.
-  const doubt = world.disks.some(({ model, file, syncFaults }) => model.unreliable || file.faults.sync > syncFaults);
+  const doubt = world.disks.some(({ model, file }) => model.unreliable || file.faults.sync > file.syncFaultsAtBoot);
   await world.stop();
   const power = world.machine.weather.persistent > 0 && random.chance(0.4);
   if (power) world.losePower(random);

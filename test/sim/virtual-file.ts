@@ -43,6 +43,8 @@ export class VirtualFile implements HoleFinder, SimFile {
   capacityPages: number;
   /** Faults that were injected into operations on this file. */
   readonly faults = { read: 0, write: 0, sync: 0, allocate: 0 };
+  /** Of them, syncs before the power was lost last. */
+  syncFaultsAtBoot = 0;
   /** Sectors that cannot be read until they are written. */
   readonly #bad = new Set<number>();
   #pages = new Map<number, Uint8Array>();
@@ -213,6 +215,7 @@ export class VirtualFile implements HoleFinder, SimFile {
   losePower(random: Prng): void {
     this.loseUnsynced(random);
     this.#pages = new Map([...this.#platter].map(([index, page]) => [index, page.slice()]));
+    this.syncFaultsAtBoot = this.faults.sync;
   }
 
   // --- write-back -----------------------------------------------------------------------------
