@@ -92,7 +92,8 @@ describe('a persistent snapshot', () => {
 
   test('tells what a copy asked for that found no room', async () => {
     const { disk, tracker } = await world.core.disk('a', SIZE);
-    await world.take([tracker], { limitBytes: 256 * 1024 });
+    // Beside four copies, the label.
+    await world.take([tracker], { limitBytes: 4 * 65_536 + 4096 });
     for (let at = 0; at < MIB; at += 65_536) expect(await world.core.write(disk, at, 65_536, 1)).toBe(0);
     const told = world.core.events.map(({ code, requestedBytes }) => [code, requestedBytes]);
     expect(told).toEqual([
