@@ -43,11 +43,15 @@ const DEVICE_TEXT = 'disks, by name or path';
 const EVENT_NAMES = { lowSpace: 'low_free_space', noSpace: 'no_space', corrupted: 'corrupted' } as const;
 
 export function addConsoleSnapshotCommands(program: Command): void {
-  const withId = (usage: string, summary: string, more?: string): Command =>
+  const withId = (
+    usage: string,
+    summary: string,
+    { more, rest = '' }: { more?: string; rest?: string } = {},
+  ): Command =>
     addCommand(program, usage, {
       summary,
       ...(more === undefined ? {} : { more }),
-      examples: [`${usage} --id 0b5f8c6e-…`],
+      examples: [`${usage} --id 0b5f8c6e-…${rest}`],
     }).requiredOption('-i, --id <id>', "the snapshot's id");
 
   addCommand(program, 'snapshot_create', {
@@ -62,7 +66,10 @@ export function addConsoleSnapshotCommands(program: Command): void {
     )
     .option('-l, --limit <size>', 'most that may be kept there', (text: string) => parseSize(text))
     .action(create);
-  withId('snapshot_add', 'Add disks to a snapshot that is not taken yet', 'Disks that are not attached are.')
+  withId('snapshot_add', 'Add disks to a snapshot that is not taken yet', {
+    more: 'Disks that are not attached are.',
+    rest: ' --device /dev/vdd',
+  })
     .requiredOption(DEVICE, DEVICE_TEXT)
     .action(add);
   withId('snapshot_take', 'Freeze the disks of a prepared snapshot at one instant').action(take);
@@ -79,7 +86,9 @@ export function addConsoleSnapshotCommands(program: Command): void {
     .requiredOption(DEVICE, DEVICE_TEXT)
     .option('-f, --field <name>', 'this field alone: image or error_code')
     .action(info);
-  withId('snapshot_waitevent', "Wait for a snapshot's next event, and take it out of the queue")
+  withId('snapshot_waitevent', "Wait for a snapshot's next event, and take it out of the queue", {
+    rest: ' --timeout 10000',
+  })
     .requiredOption('-t, --timeout <ms>', 'how long')
     .action(waitEvent);
   withId('snapshot_watcher', 'Print the events of a snapshot until it is damaged or gone').action(watch);
