@@ -250,6 +250,38 @@ describe.sequential('the console tool', () => {
     expect(await watcher.ended).toEqual({ code: 0, stdout: watcher.said(), stderr: '' });
   });
 
+  it('every verb prints JSON with --json', async (context) => {
+    requirePrograms(context, 'qemu-io');
+    const json = async (...line: string[]): Promise<unknown> => JSON.parse(await says(...line, '--json'));
+    expect(await json('version')).toMatchObject({ version: expect.any(String) });
+    expect(await json('attach', '-d', second)).toMatchObject({ attached: [{ device: second }] });
+    expect(await json('cbtinfo', '-d', 'second')).toMatchObject({ device_capacity: SIZE });
+    const map = daemon.path('json.map');
+    expect(await json('readcbtmap', '-d', 'second', '-f', map)).toEqual({ file: map, bytes: 256 });
+    expect(await json('markdirtyblock', '-d', 'second', '-r', '0:8')).toEqual(expect.any(Object));
+    const created = await json('snapshot_create', '-d', 'first', '-f', daemon.directory, '-l', '1M');
+    const { id } = created as { id: string };
+    expect(created).toMatchObject({ disks: ['first'] });
+    expect(await json('snapshot_add', '-i', id, '-d', 'second')).toMatchObject({ id, disks: ['first', 'second'] });
+    expect(await json('snapshot_take', '-i', id)).toMatchObject({ id, images: [{}, {}] });
+    expect(await json('snapshot_collect')).toEqual({ ids: [id] });
+    expect(await json('snapshot_info', '-d', 'second')).toEqual({
+      error_code: 0,
+      image: daemon.uri(`second@${id}`),
+    });
+    expect(await json('snapshot_waitevent', '-i', id, '-t', '0')).toEqual({ result: 'timeout' });
+    const watcher = started('snapshot_watcher', '-i', id, '--json');
+    // Once it has told of something it watches.
+    await write('first', 0, MIB - 64 * KIB);
+    await vi.waitFor(() => expect(watcher.said()).toMatch(/\n$/), PATIENCE);
+    expect(JSON.parse(watcher.said())).toMatchObject({ code: 'lowSpace' });
+    expect(await json('snapshot_waitevent', '-i', id, '-t', '0')).toMatchObject({ result: 'ok', event: {} });
+    expect(await json('snapshot_destroy', '-i', id)).toEqual({ destroyed: id });
+    expect(await watcher.ended).toEqual({ code: 0, stdout: watcher.said(), stderr: '' });
+    expect(await json('detach', '-d', second)).toEqual(expect.any(Object));
+    await says('attach', '-d', second);
+  });
+
   it('detach', async () => {
     expect(await says('detach', '--device', first, 'second')).toBe('');
     expect(await blksnap('detach', '-d', first)).toMatchObject({ code: 5 });
