@@ -234,14 +234,21 @@ export class DiffStorage {
         return position;
       }
       const next = this.#pieces[this.#pieces.indexOf(piece) + 1];
-      if (next === undefined) return -1;
+      if (next === undefined) {
+        this.#tellLow();
+        return -1;
+      }
       next.base = position + 1;
       this.#current = next;
     }
   }
 
   #watchSpace(): void {
-    if (this.#toldLow || this.#current !== this.#pieces.at(-1) || !this.#current.low) return;
+    if (this.#current === this.#pieces.at(-1) && this.#current.low) this.#tellLow();
+  }
+
+  #tellLow(): void {
+    if (this.#toldLow) return;
     this.#toldLow = true;
     this.#listener.lowSpace(this);
   }

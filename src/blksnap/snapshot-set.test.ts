@@ -116,6 +116,15 @@ describe('a full storage', () => {
     await core.close();
   });
 
+  test('tells of low space first, also where one copy asks for more than there ever was', async () => {
+    const core = await Core.open();
+    const { disk, tracker } = await core.disk('a', MIB);
+    await core.set.create([tracker], { path: ':memory:', limitBytes: 256 * KIB });
+    expect(await core.write(disk, 0, 512 * KIB, 7)).toBe(0);
+    expect(core.events.map(({ code }) => code)).toEqual(['lowSpace', 'noSpace', 'corrupted']);
+    await core.close();
+  });
+
   test('leaves the images of other disks and of older snapshots intact', async () => {
     const core = await Core.open();
     const a = await core.disk('a', MIB);
