@@ -154,7 +154,11 @@ export class SnapshotSet {
   ): Promise<Take> {
     const { reactor } = this.#o;
     const piece = { id, piece: 0, persistent: persistent !== undefined, disks: trackers.map(({ disk }) => disk) };
-    const opened = await DiffStorage.open(reactor, this.#placeOf(storage, piece), this.#listener(id));
+    const opened = await DiffStorage.open(
+      reactor,
+      this.#placeOf(storage, piece),
+      this.#listener(() => id),
+    );
     let journal: Journal | null = null;
     try {
       refuseOwnStorage(originsOf(trackers), opened.pieces[0]!);
@@ -190,9 +194,10 @@ export class SnapshotSet {
     return { portionBytes, ...storage, path, persistentId: id };
   }
 
-  #listener(id: string): StorageListener {
+  /** `id`: of the snapshot, asked for when there is something to tell. */
+  #listener(id: () => string): StorageListener {
     return {
-      lowSpace: (which) => this.#low(id, which),
+      lowSpace: (which) => this.#low(id(), which),
       lost: (which, errno) => this.#lost(which, errno),
     };
   }
@@ -243,10 +248,7 @@ export class SnapshotSet {
     const { reactor } = this.#o;
     const { storagePortionBytes: portionBytes } = this.#parameters;
     let id = '';
-    const listener: StorageListener = {
-      lowSpace: (which) => this.#low(id, which),
-      lost: (which, errno) => this.#lost(which, errno),
-    };
+    const listener = this.#listener(() => id);
     const restored = await restoreSnapshot(reactor, options, { portionBytes, listener });
     if (restored === null) {
       await this.discard(options);

@@ -14,11 +14,13 @@ import { NbdWorld } from '../nbd/world.ts';
 import { requirePrograms, requirePythonNbd } from '../requirements.ts';
 
 const SIZE = 16 * MIB;
+/** Of a program that hangs: it is to end before the test's own limit leaves it behind. */
+const HANG_MS = 240_000;
 const drivers: DriverName[] = (await chooseDriver()).driver === 'uring' ? ['uring', 'portable'] : ['portable'];
 
 /** The program's output; rejects with all that it said when it fails. */
 async function run(program: string, ...args: readonly string[]): Promise<string> {
-  const { stdout } = await promisify(execFile)(program, args, { maxBuffer: 64 * MIB });
+  const { stdout } = await promisify(execFile)(program, args, { timeout: HANG_MS, maxBuffer: 64 * MIB });
   return stdout;
 }
 
