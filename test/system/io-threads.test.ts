@@ -30,6 +30,11 @@ async function twoDisks(): Promise<void> {
   await daemon.disk('b', SIZE);
 }
 
+/** Of both disks. */
+async function takenInMemory(...options: string[]): Promise<SnapshotView> {
+  return await daemon.json<SnapshotView>('snapshot', 'create', 'a', 'b', '--storage', ':memory:', ...options);
+}
+
 async function contentOf(uri: string): Promise<Buffer> {
   return (await run('nbdcopy', [uri, '-'], { maxBuffer: 2 * SIZE, encoding: 'buffer' })).stdout;
 }
@@ -122,14 +127,7 @@ test('no image shows a write without those that were answered before it on anoth
   for (let i = 0; i < takes; i++) {
     const { count } = go;
     await expect.poll(() => go.count, { interval: 1 }).toBeGreaterThan(count + 2);
-    const { id, images, heldMs } = await daemon.json<SnapshotView>(
-      'snapshot',
-      'create',
-      'a',
-      'b',
-      '--storage',
-      ':memory:',
-    );
+    const { id, images, heldMs } = await takenInMemory();
     expect(heldMs).toBeGreaterThan(0);
     const [a, b] = (await Promise.all(images.map(({ uri }) => contentOf(uri)))).map((content) =>
       content.readUInt32BE(0),
@@ -154,16 +152,7 @@ test('no part of a snapshot gets a place that lies on a disk of the other thread
     await run('mkfs.ext4', ['-q', daemon.path(`${name}.img`)]);
     await daemon.cli('attach', daemon.path(`${name}.img`), '--name', name);
   }
-  const held = await daemon.json<SnapshotView>(
-    'snapshot',
-    'create',
-    'a',
-    'b',
-    '--storage',
-    ':memory:',
-    '--limit',
-    '8M',
-  );
+  const held = await takenInMemory('--limit', '8M');
   for (const name of ['a', 'b']) {
     const directory = daemon.path(`mounted-${name}`);
     fs.mkdirSync(directory);
@@ -188,16 +177,7 @@ test('a snapshot over two threads has one place per thread, shares of its limit,
   await expect(daemon.cli('snapshot', 'create', 'a', 'b', '--storage', one)).rejects.toMatchObject(
     refusal(/its disks live on several I\/O threads.*name a directory/),
   );
-  const held = await daemon.json<SnapshotView>(
-    'snapshot',
-    'create',
-    'a',
-    'b',
-    '--storage',
-    ':memory:',
-    '--limit',
-    '9M',
-  );
+  const held = await takenInMemory('--limit', '9M');
   expect(held.places).toHaveLength(2);
   expect(held.limitBytes).toBe(9 * MIB);
   expect(held.images.map(({ disk }) => disk)).toEqual(['a', 'b']);
