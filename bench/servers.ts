@@ -48,11 +48,11 @@ export function served(name: string, title: string, driver: Driver): ServerRow {
   return program({ name, title }, BLKSNAP, (socket, { disk }) => ['serve', disk, '--socket', socket, '--io', driver]);
 }
 
-/** The daemon with the disk attached, which puts the tracker on it; with `held`, a snapshot in the same place. */
+/** The daemon with the disk attached, which puts the tracker on it; with `held`, a snapshot in the same place, or in memory. */
 export function tracked(
   name: string,
   title: string,
-  { driver = 'uring', held = false }: { readonly driver?: Driver; readonly held?: boolean } = {},
+  { driver = 'uring', held = false }: { readonly driver?: Driver; readonly held?: boolean | 'in memory' } = {},
 ): ServerRow {
   return {
     name,
@@ -64,7 +64,8 @@ export function tracked(
         const { uri } = await daemon.client.attach({ path: stage.disk, name: 'bench' });
         const stop = (): Promise<void> => daemon.stop();
         if (!held) return { pid: daemon.pid, uri, stop };
-        const snapshot = await daemon.client.createSnapshot({ disks: ['bench'], storage: stage.dir });
+        const storage = held === 'in memory' ? ':memory:' : stage.dir;
+        const snapshot = await daemon.client.createSnapshot({ disks: ['bench'], storage });
         return { pid: daemon.pid, uri, imageUri: snapshot.images[0]!.uri, stop };
       } catch (error) {
         await daemon.stop();

@@ -36,6 +36,8 @@ export class Core {
     options: {
       driver?: DriverName;
       copyMemoryBytes?: number;
+      /** For storage in memory; default 0. */
+      slabBytes?: number;
       parameters?: Partial<Parameters>;
       /** Of an earlier core. */
       directory?: string;
@@ -44,6 +46,7 @@ export class Core {
     const reactor = await openReactor({
       ...(options.driver && { driver: options.driver }),
       arenaBytes: 32 * MIB,
+      slabBytes: options.slabBytes ?? 0,
       cooperative: true,
     });
     const directory = options.directory ?? fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-core-'));

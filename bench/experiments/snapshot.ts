@@ -12,6 +12,7 @@ const MIB = 1024 * 1024;
 
 const NONE = tracked('blksnap-tracker', 'blksnap, no snapshot');
 const HELD = tracked('blksnap-held', 'blksnap, held, first touch', { held: true });
+const HELD_IN_MEMORY = tracked('blksnap-held-memory', 'blksnap, held in memory, first touch', { held: 'in memory' });
 const COPIED = tracked('blksnap-copied', 'blksnap, held, already copied', { held: true });
 const HELD_PORTABLE = tracked('blksnap-held-portable', 'blksnap, held, first touch, portable', {
   held: true,
@@ -36,6 +37,7 @@ function firstTouch(
     entrants: [
       fioEntrant(NONE, options),
       fioEntrant(HELD, options),
+      fioEntrant(HELD_IN_MEMORY, options),
       fioEntrant(COPIED, copied),
       fioEntrant(HELD_PORTABLE, options),
       ...[QEMU_STORAGE_DAEMON, ...QEMU_CBW, NBDKIT_FILE, NBDKIT_COW].map((row) => fioEntrant(row, options)),

@@ -279,13 +279,19 @@ export class CopyOnWrite implements CowRunOwner {
       count++;
     }
     const { memory, pool } = this.#o;
-    let at = memory.allocate(count * CHUNK);
+    const { storage } = area;
+    const room = storage.room(count);
+    const position = room > 0 ? storage.take(room) : -1;
+    if (room > 0) count = room;
+    let at = room > 0 ? storage.placeOf(position) : memory.allocate(count * CHUNK);
     while (at === NO_MEMORY && count > 1) {
       count = Math.ceil(count / 2);
       at = memory.allocate(count * CHUNK);
     }
     if (at === NO_MEMORY) return 0;
     const run = this.#spareRuns.pop() ?? new CowRun(this);
+    run.position = position;
+    run.borrows = true;
     run.area = area;
     run.index = area.addRun(run);
     run.first = first;
@@ -355,7 +361,8 @@ export class CopyOnWrite implements CowRunOwner {
     this.#letGo(run);
   }
 
-  /** Finds a position for every chunk that is not all zero. Their number, or -1 without space. */
+  /** Finds a position for every chunk that is not all zero. The number of those that must be stored there, or -1 without
+   *  space. */
   #place(run: CowRun): number {
     let stored = 0;
     for (let i = 0; i < run.count; i++) {
@@ -364,13 +371,27 @@ export class CopyOnWrite implements CowRunOwner {
       if (!zero) stored++;
     }
     if (stored === 0) return 0;
+    const { storage } = run.area;
     run.area.askedBytes = stored * CHUNK;
-    let position = run.area.storage.allocate(stored);
+    if (run.position >= 0 && storage.keep(run.position, stored)) {
+      this.#keepHere(run);
+      return 0;
+    }
+    let position = storage.allocate(stored);
     if (position < 0) return -1;
     for (let i = 0; i < run.count; i++) {
       if (run.values[i] !== ZERO) run.values[i] = FIRST_POSITION + position++;
     }
     return stored;
+  }
+
+  /** What was read straight into the storage stays where it is, but for zeros. */
+  #keepHere(run: CowRun): void {
+    run.borrows = false;
+    for (let i = 0; i < run.count; i++) {
+      if (run.values[i] === ZERO) run.area.storage.drop(run.position + i, 1);
+      else run.values[i] = FIRST_POSITION + run.position + i;
+    }
   }
 
   /** Hands the run's chunks to the storage, as one segment for each stretch between zero chunks. */
@@ -445,7 +466,8 @@ export class CopyOnWrite implements CowRunOwner {
     run.area.removeRun(run.index);
     this.#letGo(run);
     this.#spareRuns.push(run);
-    this.#o.memory.release(run.at);
+    if (run.position < 0) this.#o.memory.release(run.at);
+    else if (run.borrows) run.area.storage.drop(run.position, run.count);
   }
 }
 

@@ -30,8 +30,12 @@ export class CowRun implements BioOwner, Stored {
   index = 0;
   first = 0 as ChunkIndex;
   count = 0;
-  /** Where the old data is, in the copy memory. */
+  /** Where the old data is: in the copy memory, or in that of the storage. */
   at = 0;
+  /** The storage's position of its first chunk when it is read straight into the storage; -1 otherwise. */
+  position = -1;
+  /** What it was read into is to be given back. */
+  borrows = true;
   /** Table values of the chunks once they are stored. */
   readonly values = new Uint32Array(MAX_RUN);
   /** Writes that wait for the read. */

@@ -11,6 +11,7 @@
 import { assert } from '../util/assert.ts';
 import { BlksnapError, ERRNO } from '../util/errors.ts';
 import { MIB, formatSize } from '../util/units.ts';
+import { NO_MEMORY } from '../io/arena.ts';
 import { ALLOCATE_PUNCH_HOLE, completed } from '../io/reactor.ts';
 import type { Completion, Reactor } from '../io/reactor.ts';
 import { CHUNK, MAX_POSITION } from './chunk-table.ts';
@@ -101,7 +102,7 @@ export class DiffStorage {
     const storage = new DiffStorage(reactor, listener);
     for (const [i, piece] of pieces.entries()) {
       const before = pieces[i - 1];
-      piece.base = before === undefined ? 0 : before.base + before.used + 1;
+      piece.base = before === undefined ? 0 : before.base + before.next + 1;
       storage.#adopt(piece);
       if (i === 0 || piece.used > LABEL_CHUNKS) storage.#current = piece;
     }
@@ -227,7 +228,7 @@ export class DiffStorage {
   allocate(count: number): number {
     for (;;) {
       const piece = this.#current;
-      const position = piece.base + piece.used;
+      const position = piece.base + piece.next;
       if (position + count > MAX_POSITION) return -1;
       if (piece.allocate(count) >= 0) {
         this.#watchSpace();
@@ -241,6 +242,37 @@ export class DiffStorage {
       next.base = position + 1;
       this.#current = next;
     }
+  }
+
+  // Of storage in memory, room is taken before it is known what of it will be kept: old data is read straight into it.
+
+  /** How many chunks in a row `take` has now, at most `count`: 0 where it has none, or no more. */
+  room(count: number): number {
+    return this.#current.slabs?.room(count) ?? 0;
+  }
+
+  /** The first of `count` positions in a row, not more than `room` said. They are to be kept or dropped. */
+  take(count: number): number {
+    return this.#current.base + this.#current.slabs!.take(count);
+  }
+
+  /** Counts `count` of the chunks that were taken from `position` on as in use; false when there is no room for them. */
+  keep(position: number, count: number): boolean {
+    const kept = this.#pieceOf(position).keep(count);
+    if (kept) this.#watchSpace();
+    return kept;
+  }
+
+  /** Gives chunks back that were taken and not kept. */
+  drop(position: number, count: number): void {
+    const piece = this.#pieceOf(position);
+    piece.slabs!.discard(position - piece.base, count);
+  }
+
+  /** The place of a chunk in memory; NO_MEMORY when it must be read. */
+  placeOf(position: number): number {
+    const { slabs, base } = this.#pieceOf(position);
+    return slabs === null ? NO_MEMORY : slabs.placeOf(position - base);
   }
 
   #watchSpace(): void {
@@ -257,6 +289,12 @@ export class DiffStorage {
    *  keeps it until it closes. */
   punch(position: number, count: number): void {
     const piece = this.#pieceOf(position);
+    if (this.placeOf(position) !== NO_MEMORY) {
+      this.drop(position, count);
+      this.#freed += count;
+      piece.freed(count);
+      return;
+    }
     this.#writing++;
     this.#reactor.allocate(piece.fd, ALLOCATE_PUNCH_HOLE, (position - piece.base) * CHUNK, count * CHUNK, {
       complete: (result) => {

@@ -9,6 +9,7 @@
  *
  *  Writes go to an overlay of the image's own, in the same storage, and mark both change maps. */
 
+import { NO_MEMORY } from '../io/arena.ts';
 import type { Arena } from '../io/arena.ts';
 import type { Completion, Reactor } from '../io/reactor.ts';
 import { BioQueue, DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, rangeError } from '../block/bio.ts';
@@ -266,7 +267,7 @@ export class SnapshotImage implements BlockDevice {
     return to;
   }
 
-  /** Reads saved chunks that lie in a row: zeros, memory of a copy under way, or storage. */
+  /** Reads saved chunks: zeros, memory of a copy under way or of the storage, or those that lie in a row in its file. */
   #readSaved(
     parent: Bio,
     holder: DiffArea,
@@ -287,6 +288,11 @@ export class SnapshotImage implements BlockDevice {
       const run = holder.runs[runOf(value)]!;
       const source = run.at + (chunk - run.first) * CHUNK + inChunk;
       this.#arena.bytes.copyWithin(at, source, source + to - from);
+      return to;
+    }
+    const place = holder.storage.placeOf(value - FIRST_POSITION);
+    if (place !== NO_MEMORY) {
+      this.#arena.bytes.copyWithin(at, place + inChunk, place + inChunk + to - from);
       return to;
     }
     for (let next = 1; to < end; next++) {

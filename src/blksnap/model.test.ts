@@ -175,6 +175,7 @@ class World {
     expect(this.#copyMemory.lentBytes).toBe(0);
     this.reactor.arena.release(this.#copyAt);
     expect(this.reactor.arena.lentBytes).toBe(0);
+    expect(this.reactor.slabs.lentBytes).toBe(0);
     await this.reactor.close();
   }
 
@@ -454,7 +455,8 @@ describe.each<DriverName>(['uring', 'portable'])('core against the model, %s dri
   afterEach(() => fs.rmSync(directory, { recursive: true }));
 
   test.each(SEEDS)('seed %i', async (seed) => {
-    const reactor = await openReactor({ driver, arenaBytes: 32 * MIB, cooperative: true });
+    const slabBytes = seed % 2 === 0 ? 16 * MIB : 0;
+    const reactor = await openReactor({ driver, arenaBytes: 32 * MIB, slabBytes, cooperative: true });
     const world = new World(reactor, seed, directory);
     await world.open();
     for (let step = 0; step < STEPS; step++) {

@@ -10,6 +10,7 @@ import { freeBytes } from '../io/files.ts';
 import { CHUNK } from './chunk-table.ts';
 import { releaseStoragePlace } from './storage-place.ts';
 import type { StoragePlace } from './storage-place.ts';
+import { SLAB_POSITIONS, StorageSlabs } from './storage-slabs.ts';
 
 const SMALLEST_PORTION = 1 * MIB;
 
@@ -31,8 +32,11 @@ export class StoragePiece {
   readonly #reactor: Reactor;
   readonly #o: StoragePieceOptions;
   #limitBytes: number;
-  /** Chunks reserved so far, and the first that was never given out. */
+  /** What old data is read straight into; null where there is no such memory. Its chunks have the first positions. */
+  readonly slabs: StorageSlabs | null;
+  /** Chunks reserved so far, those in use, and the position after all that the file has. */
   #reserved = 0;
+  #used = 0;
   #next = 0;
   #freed = 0;
   #reserving = false;
@@ -50,7 +54,11 @@ export class StoragePiece {
     this.path = options.path;
     this.fd = options.place.fd;
     this.#limitBytes = Math.min(options.limitBytes, options.place.sizeBytes);
-    this.#next = this.#reserved = options.used ?? 0;
+    this.#used = this.#reserved = options.used ?? 0;
+    const { slabs } = options.place;
+    this.slabs = slabs === undefined ? null : new StorageSlabs(slabs);
+    // One is left out: no row of positions spans both.
+    this.#next = this.slabs === null ? this.#used : SLAB_POSITIONS + 1;
   }
 
   get kind(): StoragePlace['kind'] {
@@ -68,11 +76,16 @@ export class StoragePiece {
 
   /** Chunks given out. */
   get used(): number {
+    return this.#used;
+  }
+
+  /** The first position that was never given out. */
+  get next(): number {
     return this.#next;
   }
 
   get reservedBytes(): number {
-    return Math.max(this.#reserved, this.#next) * CHUNK;
+    return Math.max(this.#reserved, this.#used) * CHUNK;
   }
 
   /** What is stored is in memory, and read at once. */
@@ -101,7 +114,7 @@ export class StoragePiece {
 
   /** Less than half a portion is free, and it cannot grow. */
   get low(): boolean {
-    return !this.#canGrow && this.#end - this.#next < this.portionBytes / 2 / CHUNK;
+    return !this.#canGrow && this.#end - this.#used < this.portionBytes / 2 / CHUNK;
   }
 
   get #limit(): number {
@@ -123,12 +136,19 @@ export class StoragePiece {
 
   /** Gives out `count` chunks in a row and returns the first, or -1 when there is no room for them. */
   allocate(count: number): number {
+    if (!this.keep(count)) return -1;
     const first = this.#next;
-    if (first + count > this.#end) return -1;
     this.#next += count;
-    if (!this.#reserving && this.#canGrow && this.#reserved - this.#next < this.portionBytes / 2 / CHUNK)
-      void this.reserve();
     return first;
+  }
+
+  /** Counts `count` chunks as in use. False, and nothing happens, when there is no room for them. */
+  keep(count: number): boolean {
+    if (this.#used + count > this.#end) return false;
+    this.#used += count;
+    if (!this.#reserving && this.#canGrow && this.#reserved - this.#used < this.portionBytes / 2 / CHUNK)
+      void this.reserve();
+    return true;
   }
 
   /** The place has got chunks back: as many more may follow, where it is not of a fixed size. */
@@ -148,7 +168,7 @@ export class StoragePiece {
   async reserve(): Promise<number> {
     if (this.#o.place.kind !== 'file') return 0;
     this.#reserving = true;
-    const from = Math.max(this.#reserved, this.#next);
+    const from = Math.max(this.#reserved, this.#used);
     const half = Math.max(SMALLEST_PORTION / CHUNK, Math.floor(freeBytes(this.path) / 2 / CHUNK));
     let count = Math.min(this.portionBytes / CHUNK, this.#limit - from, half);
     let result = 0;
@@ -177,6 +197,7 @@ export class StoragePiece {
 
   /** With `keep`, what has a name stays. */
   async close(keep = false): Promise<void> {
+    await this.slabs?.close(this.#reactor);
     await releaseStoragePlace(this.#reactor, this.#o.place, keep);
   }
 }

@@ -11,6 +11,7 @@ import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { isKernelFile, onTmpfs, openUnnamed } from '../io/files.ts';
 import { ALLOCATE_PUNCH_HOLE, ALLOCATE_RESERVE, completed } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
+import type { SlabPool } from '../io/slab-pool.ts';
 import { ffiAvailable, memoryFile } from '../io/sys.ts';
 
 /** The path that means chunks kept in memory. */
@@ -37,6 +38,8 @@ export interface StoragePlace {
   readonly kind: 'memory' | PlaceKind;
   /** What the place itself can hold at most; Infinity where it does not say. */
   readonly sizeBytes: number;
+  /** Memory that is used before the file. */
+  readonly slabs?: SlabPool;
 }
 
 const { O_RDONLY, O_RDWR, O_CREAT, O_EXCL } = fs.constants;
@@ -55,7 +58,7 @@ export async function openStoragePlace(
   try {
     switch (typeOf(path, action)) {
       case 'memory':
-        return { fd: memoryFile('blksnap-diff'), owned: null, given: null, kind: 'memory', sizeBytes: Infinity };
+        return memoryPlace(reactor);
       case 'device':
         return openStorageDevice(path);
       case 'directory':
@@ -68,6 +71,10 @@ export async function openStoragePlace(
   } catch (cause) {
     throw cause instanceof BlksnapError ? cause : toBlksnapError(cause, action);
   }
+}
+
+function memoryPlace({ slabs }: Reactor): StoragePlace {
+  return { fd: memoryFile('blksnap-diff'), owned: null, given: null, kind: 'memory', sizeBytes: Infinity, slabs };
 }
 
 /** Tells of a place that will be used later what is wrong with it, as far as that can be seen without touching it.

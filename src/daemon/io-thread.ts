@@ -33,6 +33,7 @@ async function start(options: IoThreadOptions): Promise<void> {
   const reactor = await openReactor({
     ...(options.driver === null ? {} : { driver: options.driver }),
     arenaBytes: options.parameters.arenaBytes,
+    slabBytes: Infinity,
   });
   const filters = await openFilters(filterModules, reactor);
   const onEvent = (event: SnapshotEvent): void => report({ kind: 'event', event });

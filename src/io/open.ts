@@ -18,6 +18,9 @@ export interface ReactorOptions {
   /** Forces a driver; the default is the best that works here. */
   readonly driver?: DriverName;
   readonly arenaBytes?: number;
+  /** Memory that storage in memory may use without a copy, taken when it is used; Infinity for all that can be addressed.
+   *  Default 0. */
+  readonly slabBytes?: number;
   /** The thread has an event loop of its own to keep going (the main thread). */
   readonly cooperative?: boolean;
 }
@@ -45,15 +48,15 @@ export async function chooseDriver(): Promise<DriverChoice> {
 
 /** Errors: EOPNOTSUPP when the forced driver does not work here. */
 export async function openReactor(options: ReactorOptions = {}): Promise<Reactor> {
-  const arenaBytes = options.arenaBytes ?? DEFAULT_ARENA_BYTES;
+  const { arenaBytes = DEFAULT_ARENA_BYTES, slabBytes = 0 } = options;
   const choice = options.driver === 'portable' ? { driver: options.driver, reason: '' } : await chooseDriver();
   if (options.driver === 'uring' && choice.driver !== 'uring') {
     throw new BlksnapError('EOPNOTSUPP', `Cannot use the uring driver: ${choice.reason}; use the portable driver`);
   }
   switch (choice.driver) {
     case 'uring':
-      return UringReactor.open({ arenaBytes, cooperative: options.cooperative ?? false });
+      return UringReactor.open({ arenaBytes, slabBytes, cooperative: options.cooperative ?? false });
     case 'portable':
-      return PortableReactor.open({ arenaBytes });
+      return PortableReactor.open({ arenaBytes, slabBytes });
   }
 }

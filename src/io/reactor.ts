@@ -13,6 +13,7 @@
  *  - Promise-based methods are for slow paths. */
 
 import type { Arena } from './arena.ts';
+import type { SlabPool } from './slab-pool.ts';
 
 /** What an operation reports its end to. */
 export interface Completion {
@@ -76,6 +77,8 @@ export interface ListenOptions {
 export interface Reactor {
   readonly driver: 'uring' | 'portable' | 'sim';
   readonly arena: Arena;
+  /** Places in the arena's memory beside those that it lends. Empty unless the reactor was opened with some. */
+  readonly slabs: SlabPool;
 
   read(fd: number, at: number, length: number, offset: number, completion: Completion): void;
   /** Writes; with `durable`, the data is on stable storage at the end (RWF_DSYNC). */

@@ -12,9 +12,13 @@ const MAP_SHARED = 1;
 const MAP_PRIVATE = 2;
 const MAP_ANONYMOUS = 0x20;
 const MAP_POPULATE = 0x8000;
+const PROT_NONE = 0;
 const PROT_READ = 1;
 const PROT_READ_WRITE = 3;
 const MS_SYNC = 4;
+const MADV_DONTNEED = 4;
+const MADV_DONTFORK = 10;
+const MADV_HUGEPAGE = 14;
 
 const SYS_IO_URING_SETUP = 425;
 const SYS_IO_URING_ENTER = 426;
@@ -24,6 +28,8 @@ type Num = number | bigint;
 interface Libc {
   mmap(address: Num, length: Num, prot: number, flags: number, fd: number, offset: Num): Num;
   munmap(address: Num, length: Num): number;
+  mprotect(address: Num, length: Num, prot: number): number;
+  madvise(address: Num, length: Num, advice: number): number;
   msync(address: Num, length: Num, flags: number): number;
   lseek(fd: number, offset: Num, whence: number): Num;
   fallocate(fd: number, mode: number, offset: Num, length: Num): number;
@@ -70,6 +76,8 @@ function libc(): Libc {
   loaded = {
     mmap: bind('uint64_t mmap(uint64_t, size_t, int, int, int, int64_t)'),
     munmap: bind('int munmap(uint64_t, size_t)'),
+    mprotect: bind('int mprotect(uint64_t, size_t, int)'),
+    madvise: bind('int madvise(uint64_t, size_t, int)'),
     msync: bind('int msync(uint64_t, size_t, int)'),
     lseek: bind('int64_t lseek(int, int64_t, int)'),
     fallocate: bind('int fallocate(int, int, int64_t, int64_t)'),
@@ -109,9 +117,31 @@ export interface Mapping {
   readonly memory: ArrayBuffer;
 }
 
-/** Private zeroed memory that takes space only as it is touched, or -errno. */
-export function mapAnonymous(length: number): Mapping | number {
-  return map(libc().mmap(0, length, PROT_READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), length);
+/** Private zeroed memory that takes space only as it is touched, or -errno. Only its first `usable` bytes may be: the rest
+ *  counts nowhere until `enableMemory`, and is best used in huge pages. Child processes have none of it. */
+export function mapAnonymous(length: number, usable = length): Mapping | number {
+  const { mmap, madvise } = libc();
+  const mapping = map(mmap(0, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), length);
+  if (typeof mapping === 'number') return mapping;
+  const { address } = mapping;
+  const status = enableMemory(address, usable);
+  if (status < 0) {
+    unmap(address, length);
+    return status;
+  }
+  madvise(address, length, MADV_DONTFORK);
+  if (length > usable) madvise(address + usable, length - usable, MADV_HUGEPAGE);
+  return mapping;
+}
+
+/** Makes a part of an anonymous mapping usable: 0 or -errno. */
+export function enableMemory(address: number, length: number): number {
+  return checked(libc().mprotect(address, length, PROT_READ_WRITE));
+}
+
+/** Gives the memory behind a part of an anonymous mapping back; it reads as zeros from then on. 0 or -errno. */
+export function discardMemory(address: number, length: number): number {
+  return checked(libc().madvise(address, length, MADV_DONTNEED));
 }
 
 /** A shared mapping of a file or a ring, or -errno. */

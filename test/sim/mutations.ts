@@ -109,8 +109,8 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: COW,
-    text: '    this.#spareRuns.push(run);\n    this.#o.memory.release(run.at);',
-    replacement: '    this.#spareRuns.push(run);\n    if (run.count !== 3) this.#o.memory.release(run.at);',
+    text: '    if (run.position < 0) this.#o.memory.release(run.at);',
+    replacement: '    if (run.position < 0 && run.count !== 3) this.#o.memory.release(run.at);',
     why: 'the memory of runs of three chunks is not given back',
   },
   {

@@ -25,6 +25,7 @@ import type {
 import { closeSync } from 'node:fs';
 import { assert } from '../../src/util/assert.ts';
 import { BlksnapError, ERRNO } from '../../src/util/errors.ts';
+import { SlabPool } from '../../src/io/slab-pool.ts';
 import type { Prng } from '../../src/util/prng.ts';
 import type { SimClock, SimProcess } from './clock.ts';
 import type { Event } from './events.ts';
@@ -87,11 +88,14 @@ export interface SimReactorOptions {
   readonly clock: SimClock;
   readonly weather: Weather;
   readonly arenaBytes: number;
+  /** Memory for storage; default 0. */
+  readonly slabBytes?: number;
 }
 
 export class SimReactor implements Reactor, StreamWorld, SimProcess {
   readonly driver = 'sim';
   readonly arena: Arena;
+  readonly slabs: SlabPool;
   readonly clock: SimClock;
   readonly #weather: Weather;
   readonly #files = new Map<number, SimFile>();
@@ -103,12 +107,16 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
   #dead = false;
   #completed = false;
 
-  constructor({ clock, weather, arenaBytes }: SimReactorOptions) {
+  constructor({ clock, weather, arenaBytes, slabBytes = 0 }: SimReactorOptions) {
     this.clock = clock;
     this.#weather = weather;
-    const spare = clock.spareMemory.findIndex((memory) => memory.byteLength === arenaBytes);
-    const memory = spare < 0 ? new ArrayBuffer(arenaBytes) : clock.spareMemory.splice(spare, 1)[0]!;
-    this.arena = new Arena(memory, 0);
+    const bytes = arenaBytes + slabBytes;
+    const spare = clock.spareMemory.findIndex((memory) => memory.byteLength === bytes);
+    const memory = spare < 0 ? new ArrayBuffer(bytes) : clock.spareMemory.splice(spare, 1)[0]!;
+    this.arena = new Arena(memory, 0, { at: 0, length: arenaBytes });
+    // Whoever still looks at what was given back shall find nothing of use.
+    const discard = (at: number, length: number): void => void this.arena.bytes.fill(0x5b, at, at + length);
+    this.slabs = new SlabPool({ enable: () => true, discard }, arenaBytes, bytes);
     clock.processes.add(this);
   }
 

@@ -94,6 +94,7 @@ export function drawStorage(
   const portionBytes = (64 + 64 * random.below(8)) * KIB;
   const kind = random.chance(0.5) ? 'file' : 'memory';
   const writtenBack = kind === 'file';
+  const direct = kind === 'memory' && portionBytes % (128 * KIB) === 0;
   const file = new VirtualFile({ name: 'storage', size: 0, capacityPages: storagePages, writtenBack });
   places.push(file);
   if (places.length > PLACES) places.shift();
@@ -107,6 +108,7 @@ export function drawStorage(
       given: null,
       kind,
       sizeBytes: Infinity,
+      ...(direct && { slabs: reactor.slabs }),
     },
   };
 }

@@ -4,6 +4,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Arena, NO_MEMORY } from '../../src/io/arena.ts';
+import { SLAB_BYTES } from '../../src/io/slab-pool.ts';
 import { BioPool } from '../../src/block/bio.ts';
 import { pushExtent } from '../../src/block/device.ts';
 import type { Extent } from '../../src/block/device.ts';
@@ -33,6 +34,8 @@ const SECTOR = 512;
 /** In a change map's file. */
 const BOOT_ID_AT = 72;
 const ARENA_BYTES = 16 * MIB;
+/** What storages in memory may use without a copy; the next ones have none left. */
+const SLABS = 3;
 /** Sizes that are no whole chunks and no whole tracking blocks. */
 const SIZES = [256 * KIB + 3 * SECTOR, 136 * KIB + SECTOR];
 
@@ -180,7 +183,7 @@ export class World {
   private constructor(machine: Machine) {
     const { clock, weather } = machine;
     this.machine = machine;
-    this.reactor = new SimReactor({ clock, weather, arenaBytes: ARENA_BYTES });
+    this.reactor = new SimReactor({ clock, weather, arenaBytes: ARENA_BYTES, slabBytes: SLABS * SLAB_BYTES });
     const { arena } = this.reactor;
     const length = weather.copyMemoryBytes;
     this.#copyAt = arena.allocate(length);
@@ -283,6 +286,8 @@ export class World {
     this.reactor.arena.release(this.#copyAt);
     const { lentBytes } = this.reactor.arena;
     if (lentBytes !== 0) throw new Error(`leak: ${lentBytes} bytes of the arena`);
+    const slabBytes = this.reactor.slabs.lentBytes;
+    if (slabBytes !== 0) throw new Error(`leak: ${slabBytes} bytes of slabs`);
     await this.reactor.close();
     this.reactor.clock.calm--;
     for (const { model, file } of this.disks) model.reopened(contentOf(file));

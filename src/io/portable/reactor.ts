@@ -20,7 +20,11 @@ import type {
   Stream,
 } from '../reactor.ts';
 import { InlineGuard } from '../inline-guard.ts';
-import { fallocate, ffiAvailable, mapAnonymous, unmap, writebackError } from '../sys.ts';
+import { mapMemory, unmapMemory } from '../memory.ts';
+import type { ReactorMemory } from '../memory.ts';
+import { noSlabs } from '../slab-pool.ts';
+import type { SlabPool } from '../slab-pool.ts';
+import { fallocate, ffiAvailable, writebackError } from '../sys.ts';
 import { negativeErrno } from './errno.ts';
 import { adoptStream, connectStream, listenOn } from './sockets.ts';
 import type { SocketHost } from './sockets.ts';
@@ -37,9 +41,16 @@ const CLOSE_LIMIT_MS = 5000;
 
 type FsCallback = (error: NodeJS.ErrnoException | null, count?: number) => void;
 
+export interface PortableOptions {
+  readonly arenaBytes: number;
+  /** Default 0. */
+  readonly slabBytes?: number;
+}
+
 export class PortableReactor implements Reactor, SocketHost {
   readonly driver = 'portable';
   readonly arena: Arena;
+  readonly slabs: SlabPool;
   readonly #timers = new Map<number, NodeJS.Timeout>();
   #lastTimer = 0;
   readonly #hooks: Array<() => void> = [];
@@ -58,15 +69,16 @@ export class PortableReactor implements Reactor, SocketHost {
   #sockets = 0;
   #closed = false;
 
-  static open(options: { readonly arenaBytes: number }): PortableReactor {
+  static open({ arenaBytes, slabBytes = 0 }: PortableOptions): PortableReactor {
     // Memory of our own is aligned to pages, as O_DIRECT asks; that of an ArrayBuffer is not.
-    const mapped = ffiAvailable() ? mapAnonymous(options.arenaBytes) : -1;
-    const own = typeof mapped === 'number' ? null : mapped;
-    return new PortableReactor(new Arena(own?.memory ?? new ArrayBuffer(options.arenaBytes), own?.address ?? 0));
+    const mapped = ffiAvailable() ? mapMemory(arenaBytes, slabBytes) : -1;
+    if (typeof mapped !== 'number') return new PortableReactor(mapped);
+    return new PortableReactor({ arena: new Arena(new ArrayBuffer(arenaBytes), 0), slabs: noSlabs() });
   }
 
-  private constructor(arena: Arena) {
+  private constructor({ arena, slabs }: ReactorMemory) {
     this.arena = arena;
+    this.slabs = slabs;
   }
 
   // --- files ----------------------------------------------------------------------------------
@@ -309,7 +321,7 @@ export class PortableReactor implements Reactor, SocketHost {
     for (const timer of this.#timers.values()) clearTimeout(timer);
     this.#timers.clear();
     this.#closed = true;
-    if (this.arena.address !== 0) unmap(this.arena.address, this.arena.size);
+    if (this.arena.address !== 0) unmapMemory(this.arena);
   }
 }
 

@@ -13,7 +13,11 @@ import { receiveMessageOnPort } from 'node:worker_threads';
 import type { MessagePort } from 'node:worker_threads';
 import { assert } from '../../util/assert.ts';
 import { BlksnapError, ERRNO, errnoError } from '../../util/errors.ts';
-import { Arena, NO_MEMORY } from '../arena.ts';
+import { NO_MEMORY } from '../arena.ts';
+import type { Arena } from '../arena.ts';
+import { mapMemory, unmapMemory } from '../memory.ts';
+import type { ReactorMemory } from '../memory.ts';
+import type { SlabPool } from '../slab-pool.ts';
 import type {
   AllocateMode,
   Completion,
@@ -72,12 +76,15 @@ export interface UringOptions {
   /** Submission entries, a power of two. */
   readonly entries?: number;
   readonly arenaBytes: number;
+  /** Default 0. */
+  readonly slabBytes?: number;
   readonly cooperative?: boolean;
 }
 
 export class UringReactor implements Reactor, StreamHost {
   readonly driver = 'uring';
   readonly arena: Arena;
+  readonly slabs: SlabPool;
   readonly #ring: Ring;
   readonly #cooperative: boolean;
   /** Who hears of operation i. */
@@ -117,23 +124,18 @@ export class UringReactor implements Reactor, StreamHost {
 
   static open(options: UringOptions): UringReactor {
     const ring = Ring.open(options.entries ?? 1024);
-    const arena = sys.mapAnonymous(options.arenaBytes);
-    if (typeof arena === 'number') {
+    const memory = mapMemory(options.arenaBytes, options.slabBytes ?? 0);
+    if (typeof memory === 'number') {
       ring.close();
       throw errnoError(ERRNO.ENOMEM, `Cannot map ${options.arenaBytes} bytes for the arena`);
     }
-    try {
-      return new UringReactor(ring, new Arena(arena.memory, arena.address), options.cooperative ?? false);
-    } catch (cause) {
-      sys.unmap(arena.address, options.arenaBytes);
-      ring.close();
-      throw cause;
-    }
+    return new UringReactor(ring, memory, options.cooperative ?? false);
   }
 
-  private constructor(ring: Ring, arena: Arena, cooperative: boolean) {
+  private constructor(ring: Ring, { arena, slabs }: ReactorMemory, cooperative: boolean) {
     this.#ring = ring;
     this.arena = arena;
+    this.slabs = slabs;
     this.#cooperative = cooperative;
   }
 
@@ -492,7 +494,7 @@ export class UringReactor implements Reactor, StreamHost {
     assert(this.#canClose() && this.#streams === 0, 'everything opened through the reactor was closed');
     this.#closed = true;
     this.#ring.close();
-    sys.unmap(this.arena.address, this.arena.size);
+    unmapMemory(this.arena);
     this.#gather.close();
   }
 }
