@@ -145,9 +145,9 @@ export class Core {
     for (const disk of this.#disks) await disk.close();
     this.reactor.arena.release(this.#copyAt);
     const { lentBytes } = this.reactor.arena;
-    if (this.pool.lent + lentBytes + this.#copyMemory.lentBytes > 0) {
-      throw new Error(`still held: ${this.pool.lent} bios, ${lentBytes} + ${this.#copyMemory.lentBytes} bytes`);
-    }
+    const bytes = [lentBytes, this.#copyMemory.lentBytes, this.reactor.slabs.lentBytes];
+    if (this.pool.lent > 0 || bytes.some((lent) => lent > 0))
+      throw new Error(`still held: ${this.pool.lent} bios, ${bytes.join(' + ')} bytes`);
     await this.reactor.close();
   }
 }

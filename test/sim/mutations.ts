@@ -114,6 +114,18 @@ export const MUTATIONS: readonly Mutation[] = [
     why: 'the memory of runs of three chunks is not given back',
   },
   {
+    file: COW,
+    text: 'else if (run.borrows) run.area.storage.drop',
+    replacement: 'else run.area.storage.drop',
+    why: 'what was read straight into the storage is given back, although it is kept there',
+  },
+  {
+    file: IMAGE,
+    text: 'this.#arena.bytes.copyWithin(at, place + inChunk, place + inChunk + to - from);',
+    replacement: 'this.#arena.bytes.copyWithin(at, place, place + to - from);',
+    why: 'a part of a chunk that is kept in memory is read from its beginning',
+  },
+  {
     file: STARVED,
     text: '    this.#o.memory.whenFreed(this.#onFreed);',
     replacement: '',
