@@ -84,15 +84,30 @@ const TARGETS: readonly Target[] = [
     by: ['blksnap-serve'],
     atLeast: 0.97,
   }),
-  target('first-touch-random', 'first touch of chunks at random, by without a snapshot', /^first-touch-4k-qd32$/, {
-    subject: 'blksnap-held',
+  target(
+    'first-touch-random',
+    'first touch of chunks at random, kept in a file, by without a snapshot',
+    /^first-touch-4k-qd32$/,
+    {
+      subject: 'blksnap-held',
+      by: ['blksnap-tracker'],
+      atLeast: 0.65,
+    },
+  ),
+  target(
+    'first-touch-sequential',
+    'first overwrite in order, kept in a file, by without a snapshot',
+    /^first-touch-1m-qd4$/,
+    {
+      subject: 'blksnap-held',
+      by: ['blksnap-tracker'],
+      atLeast: 0.6,
+    },
+  ),
+  target('first-touch-memory', 'first touch, kept in memory, by without a snapshot', /^first-touch-(?:4k-qd32|1m)/, {
+    subject: 'blksnap-held-memory',
     by: ['blksnap-tracker'],
     atLeast: 0.65,
-  }),
-  target('first-touch-sequential', 'first overwrite in order, by without a snapshot', /^first-touch-1m-qd4$/, {
-    subject: 'blksnap-held',
-    by: ['blksnap-tracker'],
-    atLeast: 0.6,
   }),
   target('already-copied', 'writes to chunks already copied, by without a snapshot', /^first-touch-(?:4k-qd|1m)/, {
     subject: 'blksnap-copied',

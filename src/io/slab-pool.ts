@@ -22,6 +22,10 @@ export class SlabPool {
   #next: number;
   readonly #free: number[] = [];
   #lent = 0;
+  /** The one to be lent next, once one is lent: it is made ready meanwhile. */
+  #spare = NO_MEMORY;
+  /** Touches memory on another thread, where the driver can: clearing a huge page takes as long as many small copies. */
+  prepare: (at: number, length: number) => void = () => {};
 
   /** Lends whole slabs between two places, the first of them `skew` bytes after a multiple of SLAB_BYTES. */
   constructor(memory: SlabMemory, from: number, end: number, skew = 0) {
@@ -36,13 +40,20 @@ export class SlabPool {
 
   /** A slab's place, or NO_MEMORY. */
   take(): number {
-    let at = this.#free.pop() ?? NO_MEMORY;
-    if (at === NO_MEMORY && this.#next + SLAB_BYTES <= this.#end && this.#memory.enable(this.#next, SLAB_BYTES)) {
-      at = this.#next;
-      this.#next += SLAB_BYTES;
-    }
-    if (at !== NO_MEMORY) this.#lent++;
+    const at = this.#spare === NO_MEMORY ? this.#unused() : this.#spare;
+    if (at === NO_MEMORY) return at;
+    this.#lent++;
+    this.#spare = this.#unused();
+    if (this.#spare !== NO_MEMORY) this.prepare(this.#spare, SLAB_BYTES);
     return at;
+  }
+
+  #unused(): number {
+    const at = this.#free.pop();
+    if (at !== undefined) return at;
+    if (this.#next + SLAB_BYTES > this.#end || !this.#memory.enable(this.#next, SLAB_BYTES)) return NO_MEMORY;
+    this.#next += SLAB_BYTES;
+    return this.#next - SLAB_BYTES;
   }
 
   discard(at: number, length: number): void {
@@ -52,6 +63,13 @@ export class SlabPool {
   release(at: number): void {
     assert(this.#lent > 0, 'slab was lent out');
     this.#lent--;
+    this.#giveBack(at);
+    if (this.#lent > 0 || this.#spare === NO_MEMORY) return;
+    this.#giveBack(this.#spare);
+    this.#spare = NO_MEMORY;
+  }
+
+  #giveBack(at: number): void {
     this.#memory.discard(at, SLAB_BYTES);
     this.#free.push(at);
   }

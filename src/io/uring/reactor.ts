@@ -17,7 +17,6 @@ import { NO_MEMORY } from '../arena.ts';
 import type { Arena } from '../arena.ts';
 import { mapMemory, unmapMemory } from '../memory.ts';
 import type { ReactorMemory } from '../memory.ts';
-import type { SlabPool } from '../slab-pool.ts';
 import type {
   AllocateMode,
   Completion,
@@ -84,7 +83,7 @@ export interface UringOptions {
 export class UringReactor implements Reactor, StreamHost {
   readonly driver = 'uring';
   readonly arena: Arena;
-  readonly slabs: SlabPool;
+  readonly slabs: Reactor['slabs'];
   readonly #ring: Ring;
   readonly #cooperative: boolean;
   /** Who hears of operation i. */
@@ -136,6 +135,7 @@ export class UringReactor implements Reactor, StreamHost {
     this.#ring = ring;
     this.arena = arena;
     this.slabs = slabs;
+    slabs.prepare = (at, length) => ring.preparePopulate(arena.address + at, length, this.#slot(IGNORED));
     this.#cooperative = cooperative;
   }
 

@@ -42,7 +42,11 @@ export const OP_WRITE = 23;
 export const OP_RECV = 27;
 /** With IOSQE_ASYNC, in the byte that follows the code: by a worker of the kernel, never while it is submitted. */
 export const OP_CLOSE_ASYNC = 19 | (0x10 << 8);
+const OP_MADVISE = 25;
 const OP_URING_CMD = 46;
+
+/** MADV_POPULATE_WRITE of Linux 5.14 and later; earlier ones refuse it, and memory is made ready when it is touched first. */
+const POPULATE_WRITE = 23;
 
 /** Where a command's own argument begins in an entry, in 32-bit words. */
 const COMMAND_WORD = 12;
@@ -175,6 +179,11 @@ export class Ring {
     this.prepare(OP_URING_CMD, fd, 0, 0, code, 0, userData);
     const base = (((this.#tail - 1) & (this.#entries - 1)) << this.#shift) + COMMAND_WORD;
     for (let i = 0; i < argument.length; i++) this.#sqes[base + i] = argument[i]!;
+  }
+
+  /** As prepare, of having memory touched by a worker of the kernel. */
+  preparePopulate(address: number, length: number, userData: number): void {
+    this.prepare(OP_MADVISE, -1, address, length, 0, POPULATE_WRITE, userData);
   }
 
   /** Hands everything prepared to the kernel. It may refuse for a moment (EAGAIN, EBUSY); that it does so for
