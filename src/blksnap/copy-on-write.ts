@@ -47,6 +47,7 @@ import type { CopyOnWriteOptions } from './copy-on-write-options.ts';
 import { CowRun, MAX_RUN } from './cow-run.ts';
 import type { CowRunOwner } from './cow-run.ts';
 import type { DiffArea } from './diff-area.ts';
+import type { DiffStorage } from './diff-storage.ts';
 import { PersistentCopies } from './persistent-copies.ts';
 import { StarvedWrites } from './starved-writes.ts';
 
@@ -278,25 +279,15 @@ export class CopyOnWrite implements CowRunOwner {
       if (area.table.get(next) !== UNSAVED || this.areas.savedLater(next)) break;
       count++;
     }
-    const { memory, pool } = this.#o;
-    const { storage } = area;
-    const room = storage.room(count);
-    const position = room > 0 ? storage.take(room) : -1;
-    if (room > 0) count = room;
-    let at = room > 0 ? storage.placeOf(position) : memory.allocate(count * CHUNK);
-    while (at === NO_MEMORY && count > 1) {
-      count = Math.ceil(count / 2);
-      at = memory.allocate(count * CHUNK);
-    }
-    if (at === NO_MEMORY) return 0;
     const run = this.#spareRuns.pop() ?? new CowRun(this);
-    run.position = position;
-    run.borrows = true;
+    count = this.#borrow(run, area.storage, count);
+    if (count === 0) {
+      this.#spareRuns.push(run);
+      return 0;
+    }
     run.area = area;
     run.index = area.addRun(run);
     run.first = first;
-    run.count = count;
-    run.at = at;
     run.failed = 0;
     this.#wait(bio, run);
     this.#setAll(run, READING + run.index);
@@ -304,9 +295,25 @@ export class CopyOnWrite implements CowRunOwner {
     const length = Math.min(count * CHUNK, area.size - offset);
     this.counters.reads++;
     this.counters.readBytes += length;
-    if (length < count * CHUNK) memory.bytes.fill(0, at + length, at + count * CHUNK);
-    this.#o.above.below.submit(pool.get(READ, offset, length, at, 0, run));
+    const { memory, pool } = this.#o;
+    if (length < count * CHUNK) memory.bytes.fill(0, run.at + length, run.at + count * CHUNK);
+    this.#o.above.below.submit(pool.get(READ, offset, length, run.at, 0, run));
     return count;
+  }
+
+  /** Memory for the run's data: the storage's own, to stay there, or copy memory. For how many chunks in a row, at most
+   *  `count`; 0 without any. */
+  #borrow(run: CowRun, storage: DiffStorage, count: number): number {
+    const room = storage.room(count);
+    run.position = room > 0 ? storage.take(room) : -1;
+    run.borrows = true;
+    run.count = room > 0 ? room : count;
+    run.at = room > 0 ? storage.placeOf(run.position) : this.#o.memory.allocate(count * CHUNK);
+    while (run.at === NO_MEMORY && run.count > 1) {
+      run.count = Math.ceil(run.count / 2);
+      run.at = this.#o.memory.allocate(run.count * CHUNK);
+    }
+    return run.at === NO_MEMORY ? 0 : run.count;
   }
 
   #setAll(run: CowRun, value: number): void {
