@@ -1,6 +1,8 @@
 /** One run of fio: over NBD connections, or straight on a file. */
 
 import { execFile } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
 import { promisify } from 'node:util';
 
 const MIB = 1024 * 1024;
@@ -32,6 +34,14 @@ export interface FioRange {
   readonly length: number;
 }
 
+export interface FioRun {
+  readonly target: FioTarget;
+  readonly range: FioRange;
+  readonly runMs: number;
+  /** The same for a moment on another range, not measured. `dir` takes a file. */
+  readonly warmUp?: { readonly range: FioRange; readonly dir: string };
+}
+
 export interface FioResult {
   readonly requests: number;
   readonly iops: number;
@@ -39,6 +49,8 @@ export interface FioResult {
   /** From submission to completion; of a mix, the worse direction's. */
   readonly p50Us: number;
   readonly p99Us: number;
+  /** /proc/PID/stat of all processes when the measured part began; empty without a warm-up. */
+  readonly processes: string;
 }
 
 interface Direction {
@@ -52,52 +64,74 @@ interface Output {
   readonly jobs: ReadonlyArray<{ readonly error: number; readonly read: Direction; readonly write: Direction }>;
 }
 
-function fioArguments(job: FioJob, target: FioTarget, range: FioRange, runMs: number): string[] {
+type Section = 'warm' | 'job';
+
+/** fio looks every 100 ms whether a delay is over, and then prepares for 100 ms: with this one, the measured part begins
+ *  right after the end of the warm-up. */
+const DELAY_MS = 150;
+const WARM_UP_MS = 190;
+/** fio puts what it prints into a file in its directory. */
+const PROCESSES = '{ cat /proc/[0-9]*/stat; true; }';
+const PROCESSES_FILE = 'job0.prerun.txt';
+
+function fioArguments(job: FioJob, { target, range, runMs, warmUp }: FioRun): string[] {
   const jobs = 'uris' in target ? target.uris.length : 1;
-  // Sequential connections share the range, random ones all use the whole of it.
-  const share = job.rw.startsWith('rand') ? range.length : Math.floor(range.length / jobs / MIB) * MIB;
   const stride = job.blockBytes + (job.skipBytes ?? 0);
-  const common = [
+  const sections = (section: Section, { offset, length }: FioRange): string[] => {
+    // Sequential connections share the range, random ones all use the whole of it.
+    const share = job.rw.startsWith('rand') ? length : Math.floor(length / jobs / MIB) * MIB;
+    const onePass = section === 'job' && job.onePass;
+    const ioSize = (job.requests ?? Math.floor(share / stride)) * job.blockBytes;
+    return Array.from({ length: jobs }, (_, index) => [
+      `--name=${section}${index}`,
+      `--offset=${offset + (share === length ? 0 : index * share)}`,
+      `--size=${share}`,
+      `--runtime=${section === 'job' ? Math.ceil(runMs) : WARM_UP_MS}ms`,
+      onePass ? `--io_size=${ioSize}` : '--time_based=1',
+      ...('uris' in target ? [`--uri=${target.uris[index]}`] : []),
+      ...(warmUp !== undefined && section === 'job' ? [`--startdelay=${DELAY_MS}ms`] : []),
+      ...(warmUp !== undefined && section === 'job' && index === 0
+        ? ['--new_group=1', `--exec_prerun=${PROCESSES}`]
+        : []),
+    ]).flat();
+  };
+  return [
     '--output-format=json',
     '--group_reporting=1',
     '--thread=1',
+    '--disk_util=0',
     `--rw=${job.rw}${job.skipBytes === undefined ? '' : `:${job.skipBytes / 1024}k`}`,
     `--bs=${job.blockBytes}`,
     `--iodepth=${job.queueDepth}`,
-    `--size=${share}`,
     '--rwmixread=70',
     '--norandommap=0',
     '--randrepeat=1',
     '--clat_percentiles=0',
     '--lat_percentiles=1',
     '--percentile_list=50:99',
-    `--runtime=${Math.ceil(runMs)}ms`,
-    ...(job.onePass
-      ? [`--io_size=${(job.requests ?? Math.floor(share / stride)) * job.blockBytes}`]
-      : ['--time_based=1']),
+    ...engineArguments(target),
+    ...(warmUp === undefined ? [] : sections('warm', warmUp.range)),
+    ...sections('job', range),
   ];
-  const place = (index: number): string[] => [
-    `--name=job${index}`,
-    `--offset=${range.offset + (share === range.length ? 0 : index * share)}`,
-  ];
-  if ('file' in target) {
-    return [...common, `--ioengine=${target.engine}`, ...place(0), `--filename=${target.file}`];
-  }
-  if ('device' in target) {
-    // Asynchronous also where io_uring would leave the work to threads: on devices without requests, such as brd.
-    return [...common, '--ioengine=libaio', '--direct=1', ...place(0), `--filename=${target.device}`];
-  }
-  return [...common, '--ioengine=nbd', ...target.uris.flatMap((uri, index) => [...place(index), `--uri=${uri}`])];
+}
+
+function engineArguments(target: FioTarget): string[] {
+  if ('file' in target) return [`--ioengine=${target.engine}`, `--filename=${target.file}`];
+  // Asynchronous also where io_uring would leave the work to threads: on devices without requests, such as brd.
+  if ('device' in target) return ['--ioengine=libaio', '--direct=1', `--filename=${target.device}`];
+  return ['--ioengine=nbd'];
 }
 
 /** Rejects when fio fails or moved no data. */
-export async function runFio(
-  job: FioJob,
-  { target, range, runMs }: { readonly target: FioTarget; readonly range: FioRange; readonly runMs: number },
-): Promise<FioResult> {
-  const args = fioArguments(job, target, range, runMs);
-  const { stdout } = await promisify(execFile)('fio', args, { timeout: runMs + LIMIT_MS, maxBuffer: 64 * MIB });
-  const result = (JSON.parse(stdout.slice(stdout.indexOf('{'))) as Output).jobs[0];
+export async function runFio(job: FioJob, run: FioRun): Promise<FioResult> {
+  const args = fioArguments(job, run);
+  const { runMs, warmUp } = run;
+  const { stdout } = await promisify(execFile)('fio', args, {
+    cwd: warmUp?.dir,
+    timeout: runMs + LIMIT_MS,
+    maxBuffer: 64 * MIB,
+  });
+  const result = (JSON.parse(stdout.slice(stdout.indexOf('{'))) as Output).jobs.at(-1);
   const directions = [result?.read, result?.write].filter(
     (one) => one !== undefined && one.total_ios > 0,
   ) as Direction[];
@@ -114,5 +148,6 @@ export async function runFio(
     mibPerSecond: sum('bw_bytes') / MIB,
     p50Us: worst('50.000000'),
     p99Us: worst('99.000000'),
+    processes: warmUp === undefined ? '' : fs.readFileSync(path.join(warmUp.dir, PROCESSES_FILE), 'utf8'),
   };
 }

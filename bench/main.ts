@@ -3,30 +3,28 @@
  *  For each experiment the entrants take turns (A B C, A B C, …), each freshly started, so that whatever else the
  *  machine does hits all of them. docs/benchmarks.md says what is measured.
  *
- *      npm run bench -- [--quick] [--only NAME,…] [--rounds N] [--size GiB] [--json] [--check]
+ *      npm run bench -- [--quick] [--only NAME,…] [--rounds N] [--size GiB] [--json] [--check | --continue]
  *
  *  --only takes names of groups, experiments and entrants. Results go to bench/results/latest.json, of --quick to
  *  quick.json; --check compares with them instead.
  *  Ends with 1 when something could not be measured, or --check found something worse. */
 
 import { execFileSync, spawnSync } from 'node:child_process';
-import fs from 'node:fs';
 import os from 'node:os';
-import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { findProgram } from '../scripts/debian.mjs';
 import { styled } from '../scripts/prepare.mjs';
-import { chartOf } from './chart.ts';
 import { regressions } from './check.ts';
-import { EXPERIMENTS, makePlan } from './plan.ts';
-import { tableOf, verdictsOf } from './report.ts';
+import { Kept } from './kept.ts';
+import { makePlan } from './plan.ts';
+import { tableOf } from './report.ts';
 import type { ExperimentReport, Report } from './report.ts';
 import { Rounds } from './rounds.ts';
+import { summaryOf } from './verdicts.ts';
 
-const RESULTS = path.join(import.meta.dirname, 'results');
 function commitHere(): string {
   const args = ['rev-parse', '--short', 'HEAD'];
-  const { status, stdout } = spawnSync('git', args, { cwd: RESULTS, encoding: 'utf8' });
+  const { status, stdout } = spawnSync('git', args, { cwd: import.meta.dirname, encoding: 'utf8' });
   return status === 0 ? stdout.trim() : 'unknown'; // A package is no checkout.
 }
 
@@ -43,26 +41,13 @@ function machine(): Record<string, string | number> {
   };
 }
 
-function readReport(file: string): Report | null {
-  return fs.existsSync(file) ? (JSON.parse(fs.readFileSync(file, 'utf8')) as Report) : null;
-}
-
-/** What was measured now in the place of what was measured before; the rest stays. */
-function merged(kept: Report | null, now: Report): Report {
-  const fresh = new Map(now.experiments.map((one) => [one.name, one]));
-  const all = new Map([...(kept?.experiments ?? []).map((one) => [one.name, one] as const), ...fresh]);
-  const order = EXPERIMENTS.map(({ name }) => all.get(name)).filter((one) => one !== undefined);
-  return { ...now, experiments: order };
-}
-
 function print(report: ExperimentReport): void {
   console.log(styled('bold', `${report.title}  [${report.name}]`));
   console.log(`${tableOf(report).join('\n')}\n`);
 }
 
-/** Returns whether the kept results are as good as nothing to worry about. */
-function check(kept: Report | null, file: string, now: Report): boolean {
-  if (kept === null) throw new Error(`Cannot check: there is no ${file}; run once without --check`);
+/** Returns whether nothing became worse. */
+function check(kept: Report, now: Report): boolean {
   const worse = regressions(
     kept,
     now.experiments.flatMap(({ outcomes }) => outcomes),
@@ -81,41 +66,42 @@ async function main(): Promise<void> {
       size: { type: 'string' },
       json: { type: 'boolean', default: false },
       check: { type: 'boolean', default: false },
+      continue: { type: 'boolean', default: false },
     },
   });
   if (findProgram('fio') === undefined) throw new Error('Cannot measure: fio is not installed (Debian package fio)');
-  fs.mkdirSync(RESULTS, { recursive: true });
   const plan = makePlan(values);
   const failures = [...plan.absences];
-  const file = path.join(RESULTS, values.quick ? 'quick.json' : 'latest.json');
-  const kept = readReport(file);
-  const commit = commitHere();
-  const experiments: ExperimentReport[] = [];
-  const rounds = new Rounds(plan, failures);
-  try {
-    for (const experiment of plan.experiments) {
-      const report = await rounds.run(experiment, commit);
-      experiments.push(report);
-      if (!values.json) print(report);
-    }
-  } finally {
-    rounds.close();
+  const kept = new Kept(values.quick);
+  const before = kept.report;
+  if (values.check && before === null) {
+    throw new Error(`Cannot check: there is no ${kept.file}; run once without --check`);
   }
-  const report: Report = {
+  const keeps = plan.complete && !values.check;
+  const commit = commitHere();
+  const { rounds } = plan;
+  const report = {
     machine: machine(),
-    settings: { ...plan.settings, rounds: plan.rounds },
-    experiments,
+    settings: { ...plan.settings, rounds },
+    experiments: [] as ExperimentReport[],
     failures,
   };
-  if (values.json) process.stdout.write(`${JSON.stringify(report, null, 2)}\n`);
-  else console.log(verdictsOf(experiments.flatMap(({ outcomes }) => outcomes)).join('\n'));
-  for (const failure of failures) console.error(styled('red', failure));
-  const good = values.check ? check(kept, file, report) : true;
-  if (!values.check && plan.complete) {
-    const whole = merged(kept, report);
-    fs.writeFileSync(file, `${JSON.stringify(whole, null, 1)}\n`);
-    if (!values.quick) fs.writeFileSync(path.join(RESULTS, 'chart.svg'), chartOf(whole));
+  const runner = new Rounds(plan, failures);
+  try {
+    for (const experiment of plan.experiments) {
+      if (values.continue && kept.has(experiment, { commit, rounds })) continue;
+      report.experiments.push(await runner.run(experiment, commit));
+      if (!values.json) print(report.experiments.at(-1)!);
+      if (keeps) kept.write(report);
+    }
+  } finally {
+    runner.close();
   }
+  const { experiments } = values.continue ? (kept.report ?? report) : report;
+  if (values.json) process.stdout.write(`${JSON.stringify(report, null, 2)}\n`);
+  else console.log(summaryOf(experiments.flatMap(({ outcomes }) => outcomes)).join('\n'));
+  for (const failure of failures) console.error(styled('red', failure));
+  const good = values.check ? check(before!, report) : true;
   process.exitCode = good && failures.length === 0 ? 0 : 1;
 }
 

@@ -89,10 +89,10 @@ export function makePlan({ quick, only = '', rounds, size }: Choice): Plan {
   }
   return {
     experiments,
-    rounds: Number(rounds ?? (quick ? 2 : 5)),
+    rounds: Number(rounds ?? (quick ? 2 : 3)),
     settings: {
       quick,
-      runMs: quick ? 400 : 2000,
+      runMs: quick ? 400 : 800,
       diskBytes: Number(size ?? (quick ? 0.25 : 1)) * GIB,
       copyBytes: (quick ? 0.5 : 4) * GIB,
     },

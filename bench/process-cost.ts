@@ -7,30 +7,37 @@ import fs from 'node:fs';
 const MS_PER_TICK = 10;
 
 interface Times {
+  readonly pid: number;
   readonly parent: number;
   readonly ticks: number;
 }
 
-/** Null where the process is gone. */
-function timesOf(pid: number): Times | null {
-  try {
-    const text = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
-    // The name may hold spaces and parentheses; fields are counted from its end: state, parent, …
-    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
-    const [utime, stime, childUtime, childStime] = fields.slice(11, 15).map(Number);
-    return { parent: Number(fields[1]), ticks: utime! + stime! + childUtime! + childStime! };
-  } catch {
-    return null;
-  }
+/** The text of /proc/PID/stat. */
+function timesOf(text: string): Times {
+  // The name may hold spaces and parentheses; fields are counted from its end: state, parent, …
+  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
+  const [utime, stime, childUtime, childStime] = fields.slice(11, 15).map(Number);
+  const ticks = utime! + stime! + childUtime! + childStime!;
+  return { pid: Number.parseInt(text, 10), parent: Number(fields[1]), ticks };
 }
 
-/** CPU time of the process, its threads, and its children, ended ones too. */
-export function cpuMs(pid: number): number {
-  const all = new Map<number, Times>();
-  for (const entry of fs.readdirSync('/proc')) {
-    const times = /^\d+$/.test(entry) ? timesOf(Number(entry)) : null;
-    if (times !== null) all.set(Number(entry), times);
-  }
+/** /proc/PID/stat of all processes. */
+function readProcesses(): string {
+  const one = (pid: string): string => {
+    try {
+      return fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
+    } catch {
+      return ''; // It is gone.
+    }
+  };
+  const pids = fs.readdirSync('/proc').filter((entry) => /^\d+$/.test(entry));
+  return pids.map(one).join('');
+}
+
+/** CPU time of the process, its threads, and its children, ended ones too; now, or when `processes` was read. */
+export function cpuMs(pid: number, processes: string = readProcesses()): number {
+  const lines = processes.split('\n').filter((line) => /^\d+ \(/.test(line));
+  const all = new Map(lines.map(timesOf).map((times) => [times.pid, times]));
   const descends = (one: number): boolean => {
     for (let at = one; at > 1; at = all.get(at)?.parent ?? 0) if (at === pid) return true;
     return false;

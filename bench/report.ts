@@ -3,6 +3,7 @@
 import type { Experiment, Series } from './measurement.ts';
 import { spreadOf, valuesOf } from './statistics.ts';
 import type { Spread } from './statistics.ts';
+import { aligned, written } from './table.ts';
 import type { Outcome } from './targets.ts';
 
 export interface Row {
@@ -50,19 +51,6 @@ export function rowsOf(experiment: Experiment, measured: readonly Series[]): Row
 
 const STANDARD = new Set(['value', 'p50Us', 'p99Us', 'cpuUs']);
 
-/** About four digits, whatever the size. */
-export function written(value: number): string {
-  if (Math.abs(value) >= 1000) return Math.round(value).toLocaleString('en-US');
-  return value.toFixed(Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2);
-}
-
-function aligned(rows: ReadonlyArray<readonly string[]>): string[] {
-  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
-  return rows.map((row) =>
-    row.map((cell, column) => (column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]!))).join('  '),
-  );
-}
-
 /** Lines of a table of one experiment, and below it what else was measured. */
 export function tableOf({ unit, rows }: Pick<ExperimentReport, 'unit' | 'rows'>): string[] {
   const latencies = rows.some(({ metrics }) => metrics['p99Us'] !== undefined);
@@ -80,22 +68,5 @@ export function tableOf({ unit, rows }: Pick<ExperimentReport, 'unit' | 'rows'>)
       .filter(([name]) => !STANDARD.has(name))
       .map(([name, spread]) => `  ${title}: ${name} ${written(spread.median)}`),
   );
-  return [...aligned([head, ...body]).map((line) => line.trimEnd()), ...others];
-}
-
-const ORDER = { met: 0, limit: 1, noise: 2, 'not met': 3 } as const;
-
-/** Lines that say of each target where it was reached, the worst last. */
-export function verdictsOf(outcomes: readonly Outcome[]): string[] {
-  if (outcomes.length === 0) return ['No target was measured.'];
-  const sorted = outcomes.toSorted((a, b) => ORDER[a.verdict] - ORDER[b.verdict]);
-  const rows = sorted.map(({ verdict, target, experiment, reached, bound, by }) => [
-    verdict,
-    target,
-    experiment,
-    `${written(reached.median)} (${written(reached.min)} – ${written(reached.max)})`,
-    bound,
-    by ?? '',
-  ]);
-  return aligned([['', 'target', 'experiment', 'reached', 'wanted', 'by'], ...rows]).map((line) => line.trimEnd());
+  return [...aligned([head, ...body]), ...others];
 }

@@ -1,24 +1,13 @@
 /** Runs experiments: the entrants in turns, round by round, each in a directory of its own beside the disk. */
 
-import { randomFillSync } from 'node:crypto';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import { makeFullDisk } from './disk-file.ts';
 import type { Entrant, Experiment, PlaceName, Sample, Settings } from './measurement.ts';
 import { rowsOf } from './report.ts';
 import type { ExperimentReport } from './report.ts';
 import { judge } from './targets.ts';
-
-const MIB = 1024 * 1024;
-
-/** A file without holes, of data that does not compress. */
-function makeDisk(file: string, bytes: number): void {
-  const data = randomFillSync(Buffer.alloc(4 * MIB));
-  const fd = fs.openSync(file, 'w');
-  for (let at = 0; at < bytes; at += data.length) fs.writeSync(fd, data, 0, Math.min(data.length, bytes - at), at);
-  fs.fsyncSync(fd);
-  fs.closeSync(fd);
-}
 
 function showProgress(text: string): void {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${text}`);
@@ -70,7 +59,10 @@ export class Rounds {
     try {
       return await entrant.measure({ dir, disk: path.join(base, 'disk.raw'), settings: this.#settings });
     } catch (error) {
-      this.#failures.push(`${experiment.name}, ${entrant.name}: ${(error as Error).message}`);
+      const failure = `${experiment.name}, ${entrant.name}: ${(error as Error).message}`;
+      showProgress('');
+      console.error(failure);
+      this.#failures.push(failure);
       return null;
     } finally {
       fs.rmSync(dir, { recursive: true, force: true });
@@ -83,7 +75,7 @@ export class Rounds {
     const parent = place === 'memory' && fs.existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir();
     const base = fs.mkdtempSync(path.join(parent, 'blksnap-bench-'));
     this.#bases.set(place, base);
-    makeDisk(path.join(base, 'disk.raw'), this.#settings.diskBytes);
+    makeFullDisk(path.join(base, 'disk.raw'), this.#settings.diskBytes);
     return base;
   }
 

@@ -22,6 +22,9 @@ interface Target {
 /** `noise`: missed, but some round of this run reached it. `limit`: missed, but the client, or the machine, can do no more. */
 export type Verdict = 'met' | 'noise' | 'limit' | 'not met';
 
+/** What the portable driver must keep of uring's rate. */
+const PORTABLE_SHARE = 0.6;
+
 /** What is nearly a limit. */
 const LIMIT_SHARE = 0.97;
 
@@ -150,16 +153,32 @@ const TARGETS: readonly Target[] = [
   figure('memory-idle', 'memory while idle, MiB', /^daemon$/, 'idleMiB', 278),
   figure('memory-load', 'memory under load, MiB', /^daemon$/, 'loadMiB', 278),
   figure('cbt-map', 'reading the change map of 16 TiB, ms', /^cbt-map$/, 'value', 50),
-  target('portable', 'the portable driver, by uring', ALL_PLAIN, {
-    subject: 'blksnap-portable',
-    by: ['blksnap-serve'],
-    atLeast: 0.6,
-  }),
-  target('portable-first-touch', 'first touch with the portable driver, by uring', /^first-touch-/, {
-    subject: 'blksnap-held-portable',
-    by: ['blksnap-held'],
-    atLeast: 0.6,
-  }),
+  ...(
+    [
+      ['portable', 'I/O', ALL_PLAIN, 'blksnap-serve', 'blksnap-portable'],
+      ['portable-tracker', 'tracker attached', ALL_PLAIN, 'blksnap-tracker'],
+      ['portable-first-touch', 'first touch', /^first-touch-/, 'blksnap-held'],
+      ['portable-copied', 'writes to chunks already copied', /^first-touch-/, 'blksnap-copied'],
+      ['portable-image-none', 'image reads, nothing copied', IMAGE, 'image-none'],
+      ['portable-image-half', 'image reads, half copied', IMAGE, 'image-half'],
+      ['portable-image-all', 'image reads, all copied', IMAGE, 'image-all'],
+      ['portable-while-backup', 'writes during full backups', READING, 'blksnap-backup'],
+    ] as const
+  ).map(([name, title, of, uring, subject = `${uring}-portable`]) =>
+    target(name, `portable driver, by uring: ${title}`, of, { subject, by: [uring], atLeast: PORTABLE_SHARE }),
+  ),
+  ...(
+    [
+      ['portable-backup', 'full backup', /^copy$/, 'blksnap'],
+      ['portable-daemon', 'start, change map, take', /^(?:daemon|cbt-map|take)$/, 'blksnap-daemon'],
+    ] as const
+  ).map(([name, title, of, uring]) =>
+    target(name, `portable driver, by uring: ${title} (time)`, of, {
+      subject: `${uring}-portable`,
+      by: [uring],
+      atMost: 1 / PORTABLE_SHARE,
+    }),
+  ),
 ];
 
 function target(
@@ -214,7 +233,7 @@ export function judge(experiment: Experiment, measured: readonly Series[]): Outc
         target: one.name,
         experiment: experiment.name,
         title: one.title,
-        bound: 'atLeast' in bound ? `≥ ${bound.atLeast}` : `≤ ${bound.atMost}`,
+        bound: 'atLeast' in bound ? `≥ ${bound.atLeast}` : `≤ ${Number(bound.atMost.toFixed(2))}`,
         by: reference?.entrant ?? null,
         reached,
         verdict,

@@ -2,28 +2,20 @@
  *  snapshot of ours over NBD, and ends with the data on stable storage (fsync); restores are local. */
 
 import { execFile } from 'node:child_process';
-import { randomFillSync } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import { BLKSNAP, withDaemon } from '../blksnap-server.ts';
-import type { Daemon } from '../blksnap-server.ts';
+import type { Daemon, Driver } from '../blksnap-server.ts';
+import { makeHalfFullDisk } from '../disk-file.ts';
 import { runFio } from '../fio.ts';
 import type { Entrant, Experiment, PlaceName, Sample, Stage } from '../measurement.ts';
 
-const MIB = 1024 * 1024;
 const CHANGED_BLOCK_BYTES = 64 * 1024;
-const run = promisify(execFile);
-
-/** Half random data, half holes, in turns of 16 MiB. */
-function makeSource(file: string, bytes: number): void {
-  const data = Buffer.alloc(16 * MIB);
-  const fd = fs.openSync(file, 'w');
-  fs.ftruncateSync(fd, bytes);
-  for (let at = 0; at < bytes; at += 2 * data.length) fs.writeSync(fd, randomFillSync(data), 0, data.length, at);
-  fs.fsyncSync(fd);
-  fs.closeSync(fd);
-}
+/** For a copy that hangs: the others still get their turn. */
+const LIMIT_MS = 180_000;
+const run = (command: string, args: readonly string[]): Promise<{ readonly stdout: string }> =>
+  promisify(execFile)(command, args, { timeout: LIMIT_MS });
 
 async function secondsOf(work: () => Promise<unknown>): Promise<number> {
   const began = performance.now();
@@ -48,7 +40,7 @@ function copied(output: string, command: string, args: readonly string[]): Promi
 /** Serves a new source disk with a snapshot held, and hands over the image's URI. */
 async function withImage(stage: Stage, use: (daemon: Daemon, imageUri: string) => Promise<Sample>): Promise<Sample> {
   const source = path.join(stage.dir, 'source.raw');
-  makeSource(source, stage.settings.copyBytes);
+  makeHalfFullDisk(source, stage.settings.copyBytes);
   return await withDaemon({ dir: stage.dir }, async (daemon) => {
     await daemon.client.attach({ path: source, name: 'source' });
     const snapshot = await daemon.client.createSnapshot({ disks: ['source'], storage: stage.dir });
@@ -61,28 +53,33 @@ interface BackupReport {
   readonly progress: { readonly seconds: number };
 }
 
-const OURS: Entrant = {
-  name: 'blksnap',
-  title: 'blksnap backup and restore',
-  needs: ['fio'],
-  measure: async (stage) => {
-    const source = path.join(stage.dir, 'source.raw');
-    const to = path.join(stage.dir, 'backups');
-    makeSource(source, stage.settings.copyBytes);
-    return await withDaemon({ dir: stage.dir }, async ({ dir, client }) => {
-      const { uri } = await client.attach({ path: source, name: 'source' });
-      const args = ['backup', 'source', '--to', to, '--dir', dir, '--storage', stage.dir, '--json'];
-      const backUp = async (): Promise<BackupReport> => JSON.parse((await run(BLKSNAP, args)).stdout) as BackupReport;
-      let full: BackupReport | null = null;
-      const value = await secondsOf(async () => (full = await backUp()));
-      const restored = path.join(stage.dir, 'restored.raw');
-      const restoreArgs = ['restore', to, '--disk', 'source', '--to', restored];
-      const restoreSeconds = await secondsOf(() => run(BLKSNAP, restoreArgs));
-      fs.rmSync(restored);
-      return { value, restoreSeconds, ...(await increment(uri, full!, { stage, backUp })) };
-    });
-  },
-};
+function ours(name: string, title: string, driver: Driver): Entrant {
+  return {
+    name,
+    title,
+    needs: ['fio'],
+    measure: async (stage) => {
+      const source = path.join(stage.dir, 'source.raw');
+      const to = path.join(stage.dir, 'backups');
+      makeHalfFullDisk(source, stage.settings.copyBytes);
+      return await withDaemon({ dir: stage.dir, driver }, async ({ dir, client }) => {
+        const { uri } = await client.attach({ path: source, name: 'source' });
+        const args = ['backup', 'source', '--to', to, '--dir', dir, '--storage', stage.dir, '--json'];
+        const backUp = async (): Promise<BackupReport> => JSON.parse((await run(BLKSNAP, args)).stdout) as BackupReport;
+        let full: BackupReport | null = null;
+        const value = await secondsOf(async () => (full = await backUp()));
+        const restored = path.join(stage.dir, 'restored.raw');
+        const restoreArgs = ['restore', to, '--disk', 'source', '--to', restored];
+        const restoreSeconds = await secondsOf(() => run(BLKSNAP, restoreArgs));
+        fs.rmSync(restored);
+        return { value, restoreSeconds, ...(await increment(uri, full!, { stage, backUp })) };
+      });
+    },
+  };
+}
+
+const OURS = ours('blksnap', 'blksnap backup and restore', 'uring');
+const OURS_PORTABLE = ours('blksnap-portable', 'blksnap, portable driver in the daemon', 'portable');
 
 /** Changes 1 % of the disk in blocks here and there, and backs up again. */
 async function increment(
@@ -142,7 +139,7 @@ function experiment(place: PlaceName): Experiment {
     better: 'less',
     place,
     quick: place === 'memory',
-    entrants: [OURS, qemuImg('qcow2'), qemuImg('raw'), NBDCOPY],
+    entrants: [OURS, ...(place === 'memory' ? [OURS_PORTABLE] : []), qemuImg('qcow2'), qemuImg('raw'), NBDCOPY],
   };
 }
 

@@ -9,7 +9,6 @@ import type { RunningServer, ServerRow } from '../servers.ts';
 const MIB = 1024 * 1024;
 /** The end of the disk is for warming up, so that the rest is untouched when it is measured. */
 const WARM_UP_BYTES = 32 * MIB;
-const WARM_UP_MS = 300;
 
 export function measuredRange({ settings }: Stage): FioRange {
   return { offset: 0, length: settings.diskBytes - WARM_UP_BYTES };
@@ -33,11 +32,9 @@ export async function measureServer(
 ): Promise<Sample> {
   const target = { uris: Array.from({ length: connections }, () => uri) };
   const range = measuredRange(stage);
-  const warmUp = { offset: range.length, length: WARM_UP_BYTES };
-  await runFio({ ...job, onePass: false }, { target, range: warmUp, runMs: WARM_UP_MS });
-  const before = cpuMs(server.pid);
-  const result = await runFio(job, { target, range, runMs: stage.settings.runMs });
-  const spentMs = cpuMs(server.pid) - before;
+  const warmUp = { range: { offset: range.length, length: WARM_UP_BYTES }, dir: stage.dir };
+  const result = await runFio(job, { target, range, runMs: stage.settings.runMs, warmUp });
+  const spentMs = cpuMs(server.pid) - cpuMs(server.pid, result.processes);
   return {
     value: unit === 'IOPS' ? result.iops : result.mibPerSecond,
     p50Us: result.p50Us,

@@ -47,6 +47,11 @@ const OURS = [
   served('blksnap-portable', 'blksnap, portable driver', 'portable'),
 ];
 
+const TRACKED_PORTABLE = tracked('blksnap-tracker-portable', 'blksnap, tracker attached, portable driver', {
+  driver: 'portable',
+});
+const DEEP = 32;
+
 /** fio on the file itself: no server, no socket. */
 function fileLimit(engine: 'io_uring' | 'sync', { job, unit }: Workload): Entrant {
   return {
@@ -79,12 +84,18 @@ const MEMORY_COPY: Entrant = {
 };
 
 function limits(workload: Workload): Entrant[] {
-  const files = [fileLimit('io_uring', workload), fileLimit('sync', workload)];
-  return workload.unit === 'MiB/s' ? [...files, MEMORY_COPY] : files;
+  const uring = fileLimit('io_uring', workload);
+  const sync = fileLimit('sync', workload);
+  if (workload.unit === 'MiB/s') return [uring, sync, MEMORY_COPY];
+  // One call after the other knows no depth.
+  return workload.job.queueDepth === 1 ? [uring, sync] : [uring];
 }
 
 function plainExperiment(workload: Workload, place: PlaceName, connections: number): Experiment {
   const { job, unit } = workload;
+  const servers = [...OURS, ...(place === 'memory' && connections === 1 ? [TRACKED_PORTABLE] : []), ...PEERS];
+  // Where the queue is short, the client does not limit anybody.
+  if (job.queueDepth >= DEEP) servers.push(NOTHING);
   const suffix = `${place === 'disk' ? '-disk' : ''}${connections > 1 ? `-${connections}c` : ''}`;
   const several = connections > 1 ? `, on each of ${connections} connections` : '';
   return {
@@ -96,7 +107,7 @@ function plainExperiment(workload: Workload, place: PlaceName, connections: numb
     place,
     quick: suffix === '' && QUICK.has(workload.name),
     entrants: [
-      ...[...OURS, ...PEERS, NOTHING].map((row) => fioEntrant(row, { job, unit, connections })),
+      ...servers.map((row) => fioEntrant(row, { job, unit, connections })),
       ...(connections === 1 ? limits(workload) : []),
     ],
   };

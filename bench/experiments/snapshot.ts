@@ -14,10 +14,9 @@ const NONE = tracked('blksnap-tracker', 'blksnap, no snapshot');
 const HELD = tracked('blksnap-held', 'blksnap, held, first touch', { held: true });
 const HELD_IN_MEMORY = tracked('blksnap-held-memory', 'blksnap, held in memory, first touch', { held: 'in memory' });
 const COPIED = tracked('blksnap-copied', 'blksnap, held, already copied', { held: true });
-const HELD_PORTABLE = tracked('blksnap-held-portable', 'blksnap, held, first touch, portable', {
-  held: true,
-  driver: 'portable',
-});
+const PORTABLE_HELD = { held: true, driver: 'portable' } as const;
+const HELD_PORTABLE = tracked('blksnap-held-portable', 'blksnap, held, first touch, portable', PORTABLE_HELD);
+const COPIED_PORTABLE = tracked('blksnap-copied-portable', 'blksnap, held, already copied, portable', PORTABLE_HELD);
 
 function firstTouch(
   name: string,
@@ -38,7 +37,8 @@ function firstTouch(
       fioEntrant(NONE, options),
       fioEntrant(HELD, options),
       fioEntrant(HELD_IN_MEMORY, options),
-      fioEntrant(COPIED, copied),
+      // Where the writes lie makes no difference to what is copied already.
+      ...(job.skipBytes === undefined ? [COPIED, COPIED_PORTABLE] : []).map((row) => fioEntrant(row, copied)),
       fioEntrant(HELD_PORTABLE, options),
       ...[QEMU_STORAGE_DAEMON, ...QEMU_CBW, NBDKIT_FILE, NBDKIT_COW].map((row) => fioEntrant(row, options)),
     ],
@@ -76,12 +76,16 @@ export const FIRST_TOUCH: readonly Experiment[] = [
 ];
 
 const image = (server: RunningServer): string => server.imageUri!;
-const heldRow = (name: string, title: string): ReturnType<typeof tracked> => tracked(name, title, { held: true });
+const IMAGE_DRIVERS = [
+  { driver: 'uring', suffix: '', words: '' },
+  { driver: 'portable', suffix: '-portable', words: ', portable' },
+] as const;
 
 function imageReads(name: string, title: string, options: FioEntrantOptions & { readonly quick: boolean }): Experiment {
-  const all: FioEntrantOptions['prepare'] = ({ uri }, stage) => overwrite(uri, stage);
-  const half: FioEntrantOptions['prepare'] = ({ uri }, stage) => overwrite(uri, stage, 64 * KIB);
   const { job, unit, quick } = options;
+  const none: FioEntrantOptions = { job, unit, uriOf: image };
+  const half: FioEntrantOptions = { ...none, prepare: ({ uri }, stage) => overwrite(uri, stage, 64 * KIB) };
+  const all: FioEntrantOptions = { ...none, prepare: ({ uri }, stage) => overwrite(uri, stage) };
   return {
     name,
     title,
@@ -91,16 +95,17 @@ function imageReads(name: string, title: string, options: FioEntrantOptions & { 
     place: 'memory',
     quick,
     entrants: [
-      fioEntrant(heldRow('origin', 'blksnap, origin'), { job, unit }),
-      fioEntrant(heldRow('image-none', 'blksnap, image, nothing copied'), { job, unit, uriOf: image }),
-      fioEntrant(heldRow('image-half', 'blksnap, image, every other 64 KiB copied'), {
-        job,
-        unit,
-        uriOf: image,
-        prepare: half,
+      fioEntrant(tracked('origin', 'blksnap, origin', { held: true }), { job, unit }),
+      ...IMAGE_DRIVERS.flatMap(({ driver, suffix, words }) => {
+        const held = (copied: string, what: string): ReturnType<typeof tracked> =>
+          tracked(`image-${copied}${suffix}`, `blksnap, image, ${what}${words}`, { held: true, driver });
+        return [
+          fioEntrant(held('none', 'nothing copied'), none),
+          fioEntrant(held('half', 'half copied'), half),
+          fioEntrant(held('all', 'all copied'), all),
+        ];
       }),
-      fioEntrant(heldRow('image-all', 'blksnap, image, all copied'), { job, unit, uriOf: image, prepare: all }),
-      fioEntrant(QEMU_CBW[0], { job, unit, uriOf: image }),
+      fioEntrant(QEMU_CBW[0], none),
     ],
   };
 }

@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import path from 'node:path';
 import { BLKSNAP } from '../blksnap-server.ts';
+import type { Driver } from '../blksnap-server.ts';
 import type { Entrant, Experiment, Stage } from '../measurement.ts';
 import { QEMU_CBW, tracked } from '../servers.ts';
 import type { RunningServer, ServerRow } from '../servers.ts';
@@ -67,12 +68,13 @@ function entrant(row: ServerRow, queueDepth: number, reader: Reader, needs: read
 }
 
 function experiment(queueDepth: number): Experiment {
-  const held = (name: string, title: string): ServerRow => tracked(name, title, { held: true });
+  const held = (name: string, title: string, driver: Driver = 'uring'): ServerRow =>
+    tracked(name, title, { held: true, driver });
   const [qemu] = QEMU_CBW;
-  const read: ServerRow = { ...qemu, name: `${qemu.name}-nbdcopy`, title: `${qemu.title}, nbdcopy reads its image` };
+  const read: ServerRow = { ...qemu, name: `${qemu.name}-nbdcopy`, title: `${qemu.title}, nbdcopy reads` };
   return {
     name: `write-while-reading-qd${queueDepth}`,
-    title: `4 KiB random writes, each block once, while the image is read, queue depth ${queueDepth}`,
+    title: `4 KiB first writes while the image is read, queue depth ${queueDepth}`,
     group: 'while-reading',
     unit: 'IOPS',
     better: 'more',
@@ -82,6 +84,12 @@ function experiment(queueDepth: number): Experiment {
       entrant(held('blksnap-held', 'blksnap, held, nobody reads'), queueDepth, nobody, []),
       entrant(held('blksnap-nbdcopy', 'blksnap, nbdcopy reads the image'), queueDepth, nbdcopy, ['nbdcopy']),
       entrant(held('blksnap-backup', 'blksnap, full backups run'), queueDepth, backup, []),
+      entrant(
+        held('blksnap-backup-portable', 'blksnap, full backups run, portable', 'portable'),
+        queueDepth,
+        backup,
+        [],
+      ),
       entrant(held('blksnap-loops', 'blksnap, held, two shell loops at nice 19'), queueDepth, loops, []),
       entrant(qemu, queueDepth, nobody, []),
       entrant(read, queueDepth, nbdcopy, ['nbdcopy']),

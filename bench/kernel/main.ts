@@ -9,8 +9,8 @@ import { withDaemon } from '../blksnap-server.ts';
 import type { Daemon } from '../blksnap-server.ts';
 import { runFio } from '../fio.ts';
 import type { Sample, Series } from '../measurement.ts';
-import { written } from '../report.ts';
 import { pairedRatios, spreadOf, valuesOf } from '../statistics.ts';
+import { written } from '../table.ts';
 import {
   dmSnapshot,
   EMULATED,
