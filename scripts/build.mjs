@@ -12,7 +12,12 @@ const outdir = path.join(ROOT, 'dist');
 rmSync(outdir, { recursive: true, force: true });
 await build({
   absWorkingDir: ROOT,
-  entryPoints: { 'cli/main': 'src/cli/main.ts', 'daemon/io-thread': 'src/daemon/io-thread.ts', index: 'src/index.ts' },
+  entryPoints: {
+    'cli/main': 'src/cli/main.ts',
+    'daemon/io-thread': 'src/daemon/io-thread.ts',
+    'backup/pass-thread': 'src/backup/pass-thread.ts',
+    index: 'src/index.ts',
+  },
   outdir,
   chunkNames: 'chunks/[name]-[hash]',
   bundle: true,

@@ -1,13 +1,9 @@
 /** Finds damage in the files of restore points: what is missing, of the wrong size, or not what was written. */
 
-import fs from 'node:fs';
 import path from 'node:path';
-import { NO_MEMORY } from '../io/arena.ts';
-import { borrow, readWhole } from '../io/files.ts';
-import type { Reactor } from '../io/reactor.ts';
-import { RangeChecksums } from '../util/checksum.ts';
-import { checkGoingOn } from '../util/cancel.ts';
 import { fileSize } from '../util/durable.ts';
+import { passFile } from './file-pass.ts';
+import type { PassOptions } from './file-pass.ts';
 import { chainOf } from './manifest.ts';
 import type { Manifest, RestorePoint } from './manifest.ts';
 import { alignOut } from './ranges.ts';
@@ -15,9 +11,6 @@ import type { ByteRange } from './ranges.ts';
 import { pointFile, sumsFile } from './repository.ts';
 import { readSums } from './sums.ts';
 import type { FileSums } from './sums.ts';
-
-/** How many ranges are read at a time, as far as memory is left. */
-const RANGES_AT_ONCE = 3;
 
 export interface Damage {
   readonly disk: string;
@@ -31,11 +24,9 @@ export interface Damage {
   readonly length?: number;
 }
 
-export interface ReadThrough {
-  readonly reactor: Reactor;
-  /** Hears how many more bytes were read. */
-  readonly onBytes?: ((bytes: number) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
+export interface ReadThrough extends Omit<PassOptions, 'sums'> {
+  /** Hears that not all of the file was gone through: what was to be copied may not have been. */
+  readonly onIncomplete?: () => void;
 }
 
 /** `"…/x.qcow2", bytes 4194304 to 8388607: checksum mismatch`. */
@@ -69,69 +60,20 @@ export async function checkPointFile(diskPath: string, point: RestorePoint, io: 
   const damage: Damage[] = [];
   if (typeof sums === 'string') damage.push({ ...base, file: sumsFile(diskPath, point.id, point.sums), problem: sums });
   if (problem !== null) damage.push({ ...base, file, problem });
+  if (damage.length > 0) io.onIncomplete?.();
   if (typeof sums === 'string' || problem === 'is missing') return damage;
-  for (const range of await changedRanges(file, sums, io))
+  const { wrong, unreadable } = await passFile(file, { ...io, sums });
+  for (const range of joined(wrong, sums))
     damage.push({ ...base, file, problem: 'its content changed (checksum mismatch)', ...range });
+  if (unreadable.length > 0) io.onIncomplete?.();
   return damage;
 }
 
-/** The ranges whose checksum is not the stored one, neighbours joined. */
-async function changedRanges(file: string, sums: FileSums, io: ReadThrough): Promise<ByteRange[]> {
-  const { arena } = io.reactor;
-  const buffers = [await borrow(arena, sums.rangeBytes)];
-  // More only where there is plenty: whoever restores needs memory too.
-  while (buffers.length < RANGES_AT_ONCE && arena.lentBytes < arena.size / 4) {
-    const at = arena.allocate(sums.rangeBytes);
-    if (at === NO_MEMORY) break;
-    buffers.push(at);
-  }
-  const fd = fs.openSync(file, 'r');
-  const wrong: number[] = [];
-  const indices = sums.checksums.keys();
-  /** Reads one range after another, of those that nobody has read; the others are read while this one is looked at. */
-  const reader = async (at: number): Promise<void> => {
-    for (const index of indices) {
-      checkGoingOn(io.signal);
-      const range = rangeOf(sums, index);
-      if ((await checksumAt({ fd, path: file }, at, range, io)) !== sums.checksums[index]) wrong.push(index);
-    }
-  };
-  try {
-    // Not `all`: the memory and the file may be given back only when every read has ended.
-    for (const outcome of await Promise.allSettled(buffers.map(reader)))
-      if (outcome.status === 'rejected') throw outcome.reason;
-  } finally {
-    fs.closeSync(fd);
-    for (const at of buffers) arena.release(at);
-  }
+/** The ranges of these numbers, neighbours joined. */
+function joined(numbers: readonly number[], { rangeBytes, fileBytes }: FileSums): ByteRange[] {
   return alignOut(
-    wrong.map((index) => rangeOf(sums, index)),
+    numbers.map((index) => ({ offset: index * rangeBytes, length: rangeBytes })),
     1,
-    sums.fileBytes,
+    fileBytes,
   );
-}
-
-function rangeOf(sums: FileSums, index: number): ByteRange {
-  const offset = index * sums.rangeBytes;
-  return { offset, length: Math.min(sums.rangeBytes, sums.fileBytes - offset) };
-}
-
-/** The checksum of a range; null when it cannot be read, which is damage too. */
-async function checksumAt(
-  file: { readonly fd: number; readonly path: string },
-  at: number,
-  range: ByteRange,
-  io: ReadThrough,
-): Promise<string | null> {
-  let count: number;
-  try {
-    count = await readWhole(io.reactor, file, at, range.length, range.offset);
-  } catch {
-    return null;
-  }
-  io.onBytes?.(range.length);
-  if (count < range.length) return null;
-  const whole = new RangeChecksums(range.length);
-  whole.update(io.reactor.arena.bytes.subarray(at, at + count));
-  return whole.finish()[0]!;
 }

@@ -111,7 +111,7 @@ async function checkChain(
 ): Promise<void> {
   for (const link of chainOf(manifest, point)) {
     if (checked.has(link.id)) continue;
-    const [damage] = await checkPointFile(diskPath, link, { reactor: options.reactor, signal: options.signal });
+    const [damage] = await checkPointFile(diskPath, link, { signal: options.signal });
     if (damage !== undefined)
       throw refusal(`restore point ${link.id}, which ${point.id} rests on, is damaged: ${describeDamage(damage)}`);
     checked.add(link.id);

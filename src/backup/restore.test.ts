@@ -120,6 +120,28 @@ describe('damage', () => {
     expect(report.points.map(({ restorable }) => restorable)).toEqual([false, false]);
   });
 
+  test('that keeps a file from being checked, or read to its end, does not keep its data from a restore that is forced', async () => {
+    const sums = world.files().find((name) => name.startsWith(point) && name.endsWith('.sums'))!;
+    fs.unlinkSync(path.join(world.diskPath, sums));
+    const to = world.newPath();
+    await expect(restore(options(to))).rejects.toMatchObject({ code: 'EBADMSG' });
+    await restore(options(to, { acceptDamage: true }));
+    expectContent(to);
+    const full = [...world.contents.keys()][0]!;
+    const file = path.join(
+      world.diskPath,
+      world.files().find((name) => name === `${full}.qcow2`)!,
+    );
+    fs.truncateSync(file, fs.statSync(file).size - 1);
+    const { damage } = await restore(options(to, { acceptDamage: true, overwrite: true }));
+    expect(damage.map(({ problem }) => problem)).toEqual([
+      expect.stringContaining('missing'),
+      expect.stringContaining('bytes instead of'),
+      expect.stringContaining('checksum mismatch'),
+    ]);
+    expectContent(to);
+  });
+
   test('of an increment leaves the full restorable', async () => {
     world.damage(point, 70_000);
     const report = await verify({ directory: world.repository, disk: 'vda', reactor: world.reactor, pool: world.pool });

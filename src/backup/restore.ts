@@ -8,6 +8,7 @@ import type { Reactor } from '../io/reactor.ts';
 import { checkGoingOn } from '../util/cancel.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { MIB } from '../util/units.ts';
+import { copyWhileChecking } from './checked-copy.ts';
 import { copyRanges } from './copy.ts';
 import type { CopyProgress } from './copy.ts';
 import { checkPointFile, describeDamage } from './integrity.ts';
@@ -24,7 +25,7 @@ import type { Target } from './target.ts';
 const GRANULE_BYTES = MIB / 16;
 
 export interface RestoreProgress {
-  /** `check`: bytes of the backup's files; `copy`: bytes of the disk. Of a check beside a copy only what outlasts it is heard. */
+  /** `check`: bytes of the backup's files; `copy`: bytes of the disk, also where the same reads check them. */
   readonly phase: 'check' | 'copy';
   readonly bytesDone: number;
   readonly bytesTotal: number;
@@ -61,9 +62,7 @@ export async function restore(options: RestoreOptions): Promise<RestoreResult> {
   );
   const job = { point, chain: chainOf(manifest, point), target };
   try {
-    const { damage, progress } = target.hidden
-      ? await copyWhileChecking(job, options)
-      : await checkThenCopy(job, options);
+    const { damage, progress } = await checkAndCopy(job, options);
     checkGoingOn(options.signal);
     await target.finish();
     return { point, damage, progress };
@@ -83,37 +82,13 @@ interface Job {
 
 type Restored = Pick<RestoreResult, 'damage' | 'progress'>;
 
-async function checkThenCopy({ point, chain, target }: Job, options: RestoreOptions): Promise<Restored> {
-  const damage = await damageOf(chain, options);
+/** Both at once, for a target that appears only after both, where that can be. */
+async function checkAndCopy({ point, chain, target }: Job, options: RestoreOptions): Promise<Restored> {
+  const { file } = target;
+  const both = file === null ? null : await copyWhileChecking({ point, chain, file }, options);
+  const damage = both?.damage ?? (await damageOf(chain, options));
   refuseDamage(damage, options);
-  return { damage, progress: await copyPoint(point, target, options) };
-}
-
-/** Both at once, for a target that appears only after both. */
-async function copyWhileChecking({ point, chain, target }: Job, options: RestoreOptions): Promise<Restored> {
-  const stop = new AbortController();
-  const signal = AbortSignal.any([stop.signal, ...(options.signal === undefined ? [] : [options.signal])]);
-  let copying = true;
-  const onProgress = (progress: RestoreProgress): void => {
-    if (progress.phase === 'copy' || !copying) options.onProgress?.(progress);
-  };
-  const both = { ...options, signal, onProgress };
-  const [copied, checked] = await Promise.allSettled([
-    copyPoint(point, target, both).finally(() => (copying = false)),
-    damageOf(chain, both)
-      .then((damage) => {
-        refuseDamage(damage, options);
-        return damage;
-      })
-      .catch((cause: unknown) => {
-        stop.abort();
-        throw cause;
-      }),
-  ]);
-  // Damage says more than what it did to the copy.
-  if (checked.status === 'rejected') throw checked.reason;
-  if (copied.status === 'rejected') throw copied.reason;
-  return { damage: checked.value, progress: copied.value };
+  return { damage, progress: both?.progress ?? (await copyPoint(point, target, options)) };
 }
 
 function refuseDamage(damage: readonly Damage[], { acceptDamage }: RestoreOptions): void {
@@ -153,7 +128,7 @@ async function damageOf(chain: readonly RestorePoint[], options: RestoreOptions)
     options.onProgress?.({ phase: 'check', bytesDone, bytesTotal, seconds: (performance.now() - startMs) / 1000 });
   };
   const damage: Damage[] = [];
-  const io = { reactor: options.reactor, signal: options.signal, onBytes };
+  const io = { signal: options.signal, onBytes };
   for (const point of chain)
     damage.push(...(await checkPointFile(diskPathOf(options.directory, options.disk), point, io)));
   return damage;

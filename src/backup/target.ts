@@ -22,8 +22,9 @@ const ZERO_BYTES_AT_ONCE = GIB;
 const LABEL_BYTES = MIB;
 
 export interface Target extends CopySink {
-  /** Nobody sees what is written before `finish`. */
-  readonly hidden: boolean;
+  /** The file that nobody sees before `finish`, and that reads as zeros where nothing is written: may be written without
+   *  us until then. Null: a device. */
+  readonly file: string | null;
   /** Makes what was written durable and, for a file, gives it its name. */
   finish(): Promise<void>;
   /** Gives up: a file is removed, a device is left as it is by now. Does nothing after finish. */
@@ -89,7 +90,7 @@ async function newFile(file: string, { size }: TargetOptions, context: TargetCon
     fs.closeSync(fd);
   }
   return new DeviceTarget(device, context, {
-    fresh: true,
+    file: partial,
     publish: () => renameDurably(partial, file),
     discard: () => fs.rmSync(partial, { force: true }),
   });
@@ -123,7 +124,7 @@ async function replacedFile(
       }
     };
     return {
-      hidden: target.hidden,
+      file: target.file,
       write: (offset, at, length) => target.write(offset, at, length),
       zero: (offset, length) => target.zero(offset, length),
       finish: close(() => target.finish()),
@@ -153,7 +154,7 @@ async function blockDevice(options: TargetOptions, context: TargetContext): Prom
     await device.close();
     throw cause;
   }
-  return new DeviceTarget(device, context, { fresh: false, publish: () => {}, discard: () => {} });
+  return new DeviceTarget(device, context, { file: null, publish: () => {}, discard: () => {} });
 }
 
 async function holdsData(device: BlockDevice, { reactor, pool }: TargetContext): Promise<boolean> {
@@ -168,9 +169,7 @@ async function holdsData(device: BlockDevice, { reactor, pool }: TargetContext):
   }
 }
 
-interface TargetEnd {
-  /** A file that nobody else sees yet, and that reads as zeros where nothing is written. */
-  readonly fresh: boolean;
+interface TargetEnd extends Pick<Target, 'file'> {
   readonly publish: () => void;
   readonly discard: () => void;
 }
@@ -178,12 +177,12 @@ interface TargetEnd {
 class DeviceTarget implements Target {
   readonly #device: BlockDevice;
   readonly #context: TargetContext;
-  readonly hidden: boolean;
+  readonly file: string | null;
   readonly #end: TargetEnd;
   #open = true;
 
   constructor(device: BlockDevice, context: TargetContext, end: TargetEnd) {
-    this.hidden = end.fresh;
+    this.file = end.file;
     this.#device = device;
     this.#context = context;
     this.#end = end;
@@ -194,7 +193,7 @@ class DeviceTarget implements Target {
   }
 
   async zero(offset: number, length: number): Promise<void> {
-    if (this.#end.fresh) return;
+    if (this.file !== null) return;
     if (!this.#device.capabilities.writeZeroes) return await this.#writeZeros(offset, length);
     for (let done = 0; done < length; done += ZERO_BYTES_AT_ONCE) {
       await this.#run(WRITE_ZEROES, {

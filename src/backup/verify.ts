@@ -3,9 +3,10 @@
 
 import path from 'node:path';
 import type { BioPool } from '../block/bio.ts';
+import type { Reactor } from '../io/reactor.ts';
 import { toBlksnapError } from '../util/errors.ts';
 import { checkPointFile } from './integrity.ts';
-import type { Damage, ReadThrough } from './integrity.ts';
+import type { Damage } from './integrity.ts';
 import type { Manifest, RestorePoint } from './manifest.ts';
 import { openPoint } from './open-point.ts';
 import { diskNames, diskPathOf, pointFile, readManifest } from './repository.ts';
@@ -16,12 +17,14 @@ interface VerifyProgress {
   readonly seconds: number;
 }
 
-export interface VerifyOptions extends Omit<ReadThrough, 'onBytes'> {
+export interface VerifyOptions {
+  readonly reactor: Reactor;
   readonly directory: string;
   /** Default: every disk that has backups there. */
   readonly disk?: string | undefined;
   readonly pool: BioPool;
   readonly onProgress?: ((progress: VerifyProgress) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 interface PointReport {
@@ -96,7 +99,7 @@ class Progress {
   };
 }
 
-type CheckContext = VerifyOptions & ReadThrough;
+type CheckContext = VerifyOptions & { readonly onBytes: (bytes: number) => void };
 
 /** A point's damage; `gone` when it has been pruned meanwhile. `broken`: the points known to be damaged. */
 async function checkPoint(
@@ -106,7 +109,7 @@ async function checkPoint(
   context: CheckContext,
 ): Promise<Damage[] | 'gone'> {
   const diskPath = diskPathOf(context.directory, disk);
-  const damage = await checkPointFile(diskPath, point, context);
+  const damage = await checkPointFile(diskPath, point, { onBytes: context.onBytes, signal: context.signal });
   const parentBroken = point.parent !== null && broken.has(point.parent);
   if (damage.length === 0 && !parentBroken) damage.push(...(await checkStructure(disk, point, context)));
   if (damage.length === 0) return damage;

@@ -39,6 +39,14 @@ export interface OwnExtent {
   readonly kind: 'data' | 'zero' | 'unallocated';
 }
 
+/** Hears of data of the disk that lies in a file as it is. */
+type DataFound = (run: {
+  readonly file: string;
+  readonly place: number;
+  readonly offset: number;
+  readonly length: number;
+}) => void;
+
 export interface Qcow2DeviceOptions {
   readonly reactor: Reactor;
   readonly pool: BioPool;
@@ -265,6 +273,32 @@ export class Qcow2Device implements BlockDevice, BioOwner, BioDriver {
       if (this.#map.cutShort) break;
     }
     return list;
+  }
+
+  /** Tells, in order, where the chain's files hold the data of [offset, offset + length) of the disk. False when something of
+   *  it does not lie in one of them as it is: it is compressed, in a raw base, or damaged. */
+  async locate(offset: number, length: number, found: DataFound): Promise<boolean> {
+    const end = offset + length;
+    for (let at = offset; at < end;) {
+      const kind = this.#map.find(at, end - at);
+      if (kind === MISSING) {
+        if ((await this.#tables.load(this.#map.slice)) !== 0) return false;
+        continue;
+      }
+      const run = this.#map.length;
+      if (kind === DATA) found({ file: this.name, place: this.#map.host, offset: at, length: run });
+      else if (kind === UNALLOCATED) {
+        if (!(await this.#locateBelow(at, run, found))) return false;
+      } else if (kind !== ZERO) return false;
+      at += run;
+    }
+    return true;
+  }
+
+  async #locateBelow(offset: number, length: number, found: DataFound): Promise<boolean> {
+    const { backing } = this;
+    if (backing === null || offset >= backing.size) return true;
+    return backing instanceof Qcow2Device && backing.locate(offset, Math.min(length, backing.size - offset), found);
   }
 
   #ownKind(kind: EntryState): OwnExtent['kind'] {
