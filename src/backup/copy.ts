@@ -19,6 +19,8 @@ import type { ByteRange } from './ranges.ts';
 
 const PIECE_BYTES = MIB;
 const PIECES = 8;
+/** How many ranges may be told to be done at a time, before the next are read. */
+const ANNOUNCING = 32;
 /** How far ahead one question about extents reaches. */
 const EXTENTS_AHEAD_BYTES = 1024 * MIB;
 const PROGRESS_INTERVAL_MS = 100;
@@ -73,6 +75,8 @@ class Copy {
   readonly #granule: number;
   readonly #pieces: number[] = [];
   readonly #free: number[] = [];
+  /** Ranges that are being told to be done. */
+  #announcing = 0;
   #wake: (() => void) | null = null;
   #error: BlksnapError | null = null;
   /** Resolves when everything handed in so far has been started on the sink. */
@@ -113,6 +117,8 @@ class Copy {
 
   /** Goes through the extents of a range. A granule with any data in it is data. */
   async range({ offset, length }: ByteRange): Promise<void> {
+    // To ask what is in it would take as long as to read it.
+    if (length <= PIECE_BYTES) return await this.#data(offset, length);
     const end = offset + length;
     let dealtWith = offset;
     for (let position = offset; position < end;) {
@@ -135,7 +141,7 @@ class Copy {
 
   /** Waits for what is under way, gives the memory back, and tells how it went. */
   async end(): Promise<CopyProgress> {
-    while (this.#free.length < this.#pieces.length) await this.#nextFree();
+    while (this.#free.length < this.#pieces.length || this.#announcing > 0) await this.#nextFree();
     await this.#started;
     for (const at of this.#pieces) this.#context.reactor.arena.release(at);
     if (this.#error !== null) throw this.#error;
@@ -153,7 +159,7 @@ class Copy {
   async #piece(): Promise<number> {
     for (;;) {
       this.#checkGoingOn();
-      const at = this.#free.pop();
+      const at = this.#announcing < ANNOUNCING ? this.#free.pop() : undefined;
       if (at !== undefined) return at;
       await this.#nextFree();
     }
@@ -165,6 +171,10 @@ class Copy {
 
   #giveBack(at: number): void {
     this.#free.push(at);
+    this.#wakeUp();
+  }
+
+  #wakeUp(): void {
     this.#wake?.();
     this.#wake = null;
   }
@@ -196,13 +206,27 @@ class Copy {
       order.start();
       // Not `all`: the memory may be given back only when every write has ended.
       for (const outcome of await Promise.allSettled(writes)) if (outcome.status === 'rejected') throw outcome.reason;
-      await this.#context.onDone?.({ offset, length });
+      void this.#announce({ offset, length });
       this.#advance(length);
     } catch (cause) {
       this.fail(cause);
     } finally {
       order.start();
       this.#giveBack(at);
+    }
+  }
+
+  /** Tells that a range is done, beside the reads of the next ones. */
+  async #announce(range: ByteRange): Promise<void> {
+    if (this.#context.onDone === undefined) return;
+    this.#announcing++;
+    try {
+      await this.#context.onDone(range);
+    } catch (cause) {
+      this.fail(cause);
+    } finally {
+      this.#announcing--;
+      this.#wakeUp();
     }
   }
 

@@ -13,6 +13,8 @@ import { writeSums } from './sums.ts';
 
 /** QEMU's default. The unit of what is stored; no larger than the smallest tracking block. */
 const CLUSTER_BITS = 16;
+/** How many ranges that will not be read are told of at a time. */
+const GAPS_AT_ONCE = 32;
 
 export interface PointFileOptions {
   readonly diskPath: string;
@@ -40,7 +42,9 @@ export async function writePointFile(
   });
   try {
     const ranges = alignOut(options.ranges, granule, from.size);
-    for (const gap of gapsBetween(ranges, from.size)) await context.onDone?.(gap);
+    const gaps = gapsBetween(ranges, from.size);
+    for (let at = 0; at < gaps.length; at += GAPS_AT_ONCE)
+      await Promise.all(gaps.slice(at, at + GAPS_AT_ONCE).map(async (gap) => await context.onDone?.(gap)));
     const progress = await copyRanges(from, writer, { ...context, ranges, granule });
     const { fileBytes, dataBytes, checksums } = await writer.finish();
     const sums = writeSums(options.diskPath, options.id, { fileBytes, ...checksums });
