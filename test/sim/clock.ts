@@ -10,6 +10,8 @@ import type { SimStream } from './stream.ts';
 
 /** Virtual time that nothing may wait longer than. */
 const LIVENESS_US = 120_000_000;
+/** As often somebody may be between two things without the machine: a pass over a file yields after each of its ranges. */
+const IDLE_ROUNDS = 100;
 
 /** A process of the machine: it hears of the end of a turn in which something of its own ended. */
 export interface SimProcess {
@@ -53,10 +55,9 @@ export class SimClock {
     promise.then(settle, settle);
     const limitUs = this.#nowUs + LIVENESS_US;
     await macrotask();
-    // Two idle rounds: somebody may be between two things without the machine.
     for (let idle = 0; !settled;) {
       idle = (await this.turn()) ? 0 : idle + 1;
-      if (idle === 3) throw new Error('liveness: something waits, and nothing is under way');
+      if (idle === IDLE_ROUNDS) throw new Error('liveness: something waits, and nothing is under way');
       if (idle > 0) await macrotask();
       if (this.#nowUs > limitUs) throw new Error(`liveness: something waits for ${LIVENESS_US / 1e6} virtual seconds`);
     }
