@@ -1,4 +1,6 @@
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { BioPool } from '../block/bio.ts';
+import type { Bio } from '../block/bio.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { openReactor } from '../io/open.ts';
 import type { Reactor } from '../io/reactor.ts';
@@ -67,6 +69,46 @@ test('dirty runs are the changes since the number asked for', async () => {
   expect(await source.changedSince(5)).toBeNull();
   await source.close();
   expect(open).toBe(0);
+});
+
+test('what is done is discarded, neighbours together, and the rest at the end', async () => {
+  const pool = new BioPool();
+  const discards: Array<readonly [offset: number, length: number]> = [];
+  class Discarded extends MemoryImage {
+    override readonly readOnly = false;
+    override readonly capabilities = {
+      flush: true,
+      fua: true,
+      discard: true,
+      writeZeroes: true,
+      fastZero: false,
+      rotational: false,
+    };
+    override submit(bio: Bio): void {
+      discards.push([bio.offset / MIB, bio.length / MIB]);
+      bio.end(0);
+    }
+  }
+  const connect = (): Promise<NbdImage> => Promise.resolve(new Discarded(64 * MIB, [], '', []));
+  const source = await sourceOf('', [], { connect, discardsWith: pool });
+  for (const [offset, length] of [
+    [0, 8],
+    [8, 8],
+    [16, 1],
+    [20, 1],
+    [21, 1],
+  ] as const)
+    await source.done!({ offset: offset * MIB, length: length * MIB });
+  expect(discards).toEqual([
+    [0, 16],
+    [16, 1],
+  ]);
+  await source.close();
+  expect(discards).toEqual([
+    [0, 16],
+    [16, 1],
+    [20, 2],
+  ]);
 });
 
 test('a QEMU bitmap is asked by its name', async () => {

@@ -7,6 +7,7 @@ import { DISCARD, runBio } from '../block/bio.ts';
 import type { BioPool } from '../block/bio.ts';
 import type { BlockDevice } from '../block/device.ts';
 import { BlksnapError } from '../util/errors.ts';
+import { MIB } from '../util/units.ts';
 import type { ByteRange } from './ranges.ts';
 import type { BackupSource } from './source.ts';
 
@@ -14,6 +15,8 @@ import type { BackupSource } from './source.ts';
 const STATE_DIRTY = 1;
 /** Asked about, or discarded, at once; NBD lengths are 32 bits wide. */
 const STATUS_BYTES = 2 ** 30;
+/** Enough for one discard; what was saved of so much may stay stored a little longer. */
+const DISCARD_BYTES = 16 * MIB;
 
 /** What a backup asks of an NBD client, beyond what every device does. */
 export interface NbdImage extends BlockDevice {
@@ -44,27 +47,59 @@ export interface NbdSource extends BackupSource {
 export async function openNbdSource(options: NbdSourceOptions): Promise<NbdSource> {
   const { disk, identity, generationId, changeNumber } = options;
   const device = await options.connect(['base:allocation']);
+  const discards = discardsOf(device, options.discardsWith);
   return {
     disk,
     identity,
     generationId,
     changeNumber,
     device,
-    done: doneBy(device, options.discardsWith),
+    done: discards === null ? undefined : (range) => discards.add(range),
     changedSince: (since) => changedSince(options, { since, size: device.size }),
-    close: () => device.close(),
+    close: async () => {
+      await discards?.flush();
+      await device.close();
+    },
   };
 }
 
-function doneBy(device: NbdImage, pool: BioPool | undefined): BackupSource['done'] {
-  if (pool === undefined || !device.capabilities.discard || device.readOnly) return undefined;
-  return async ({ offset, length }) => {
+/** Tells an image of ranges that will not be read (again), neighbours together. */
+class Discards {
+  readonly #device: NbdImage;
+  readonly #pool: BioPool;
+  #gathered: ByteRange = { offset: 0, length: 0 };
+
+  constructor(device: NbdImage, pool: BioPool) {
+    this.#device = device;
+    this.#pool = pool;
+  }
+
+  async add(range: ByteRange): Promise<void> {
+    const { offset, length } = this.#gathered;
+    if (offset + length !== range.offset) {
+      const flushing = this.flush();
+      this.#gathered = range;
+      await flushing;
+      return;
+    }
+    this.#gathered = { offset, length: length + range.length };
+    if (this.#gathered.length >= DISCARD_BYTES) await this.flush();
+  }
+
+  async flush(): Promise<void> {
+    const { offset, length } = this.#gathered;
     const end = offset + length;
+    this.#gathered = { offset: end, length: 0 };
     // Whatever the answer is: the backup is as good without.
     for (let at = offset; at < end; at += STATUS_BYTES) {
-      await runBio(pool, device, { op: DISCARD, offset: at, length: Math.min(STATUS_BYTES, end - at) });
+      await runBio(this.#pool, this.#device, { op: DISCARD, offset: at, length: Math.min(STATUS_BYTES, end - at) });
     }
-  };
+  }
+}
+
+function discardsOf(device: NbdImage, pool: BioPool | undefined): Discards | null {
+  if (pool === undefined || !device.capabilities.discard || device.readOnly) return null;
+  return new Discards(device, pool);
 }
 
 async function changedSince(
