@@ -2,13 +2,17 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import fs from 'node:fs';
 import path from 'node:path';
 import { BLKSNAP } from '../blksnap-server.ts';
 import type { Driver } from '../blksnap-server.ts';
 import type { Entrant, Experiment, Stage } from '../measurement.ts';
 import { QEMU_CBW, tracked } from '../servers.ts';
 import type { RunningServer, ServerRow } from '../servers.ts';
+import { median } from '../statistics.ts';
 import { measureServer } from './fio-entrant.ts';
+
+const MIB = 1024 * 1024;
 
 type Command = readonly [string, ...string[]];
 /** What runs beside the writes, each again and again. */
@@ -18,12 +22,37 @@ const nobody: Reader = () => [];
 const nbdcopy: Reader = ({ imageUri }) => [['nbdcopy', imageUri!, 'null:']];
 /** Each run is a full backup of a snapshot of its own. */
 const backup: Reader = (_server, { dir }) => {
-  const places = ['--dir', path.join(dir, 'daemon'), '--to', path.join(dir, 'backups'), '--storage', dir];
+  const places = ['--dir', path.join(dir, 'daemon'), '--to', backupsIn(dir), '--storage', dir];
   return [[BLKSNAP, 'backup', 'bench', '--full', ...places]];
 };
-/** No reader at all, but as many busy processes as a backup has threads at work, with its priority. */
+/** No reader at all, but as many busy processes as a backup has threads at work, at the lowest priority. */
 const loops: Reader = () => [LOOP, LOOP];
 const LOOP: Command = ['nice', '-n', '19', 'sh', '-c', 'while :; do :; done'];
+
+const backupsIn = (dir: string): string => path.join(dir, 'backups');
+const LOOK_EVERY_MS = 100;
+
+function bytesIn(dir: string): number {
+  if (!fs.existsSync(dir)) return 0;
+  const files = fs.readdirSync(dir, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
+  const sizes = files.map((file) => fs.statSync(path.join(file.parentPath, file.name), { throwIfNoEntry: false }));
+  return sizes.reduce((sum, size) => sum + (size === undefined ? 0 : size.blocks * 512), 0);
+}
+
+/** Looks at how fast the backups grow, until asked for the median: then fio was writing, and not starting or ending. */
+function watchBackups(dir: string): () => number {
+  const rates: number[] = [];
+  let last = { bytes: bytesIn(dir), ms: performance.now() };
+  const timer = setInterval(() => {
+    const now = { bytes: bytesIn(dir), ms: performance.now() };
+    rates.push((now.bytes - last.bytes) / MIB / ((now.ms - last.ms) / 1000));
+    last = now;
+  }, LOOK_EVERY_MS);
+  return () => {
+    clearInterval(timer);
+    return median(rates);
+  };
+}
 
 /** Runs the command again and again; the function returned ends it. */
 function keepRunning([command, ...args]: Command): () => Promise<void> {
@@ -56,7 +85,9 @@ function entrant(row: ServerRow, queueDepth: number, reader: Reader, needs: read
       try {
         const beside = reader(server, stage).map(keepRunning);
         try {
-          return await measureServer(server, server.uri, { stage, job, unit: 'IOPS' });
+          const backupRate = reader === backup ? watchBackups(backupsIn(stage.dir)) : null;
+          const sample = await measureServer(server, server.uri, { stage, job, unit: 'IOPS' });
+          return backupRate === null ? sample : { ...sample, backupMiBs: backupRate() };
         } finally {
           await Promise.all(beside.map((end) => end()));
         }

@@ -1,9 +1,27 @@
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import { Core } from '../../test/core.ts';
 import { READ } from '../block/bio.ts';
 import type { Bio } from '../block/bio.ts';
 import { BlockFilter } from '../block/filter.ts';
 import { KIB, MIB } from '../util/units.ts';
+
+/** Counts the reads of the origin, as they come. */
+class CountReads extends BlockFilter {
+  readonly name = 'count';
+  readonly altitude = 1;
+  reads = 0;
+
+  submit(bio: Bio): void {
+    if (bio.op === READ) this.reads++;
+    this.below.submit(bio);
+  }
+
+  override async attach(): Promise<void> {}
+  override async detach(): Promise<void> {}
+  override async ctl(): Promise<unknown> {
+    return null;
+  }
+}
 
 /** Holds the first read that comes; later ones pass it. */
 class SlowRead extends BlockFilter {
@@ -38,6 +56,61 @@ test('a write does not wait for a read of an image, and the read shows what was 
   expect(ended).toBe(false);
   slow.below.submit(slow.held!);
   expect((await read).data.equals(Buffer.alloc(8 * KIB, 1))).toBe(true);
+  await core.set.destroy(snapshot.id);
+  await core.close();
+});
+
+const DISK_BYTES = 4 * MIB;
+/** Of a large read while its origin is written. */
+const STEPS = DISK_BYTES / (32 * KIB);
+
+for (const driver of ['uring', 'portable'] as const) {
+  test(`a large read is in steps, and right, while writes come without end, and whole when none do: ${driver}`, async () => {
+    const core = await Core.open({ driver });
+    const { disk, tracker } = await core.disk('a', DISK_BYTES);
+    expect(await core.write(disk, 0, DISK_BYTES, 1)).toBe(0);
+    const snapshot = await core.set.create([tracker], { path: ':memory:', limitBytes: Infinity });
+    const image = snapshot.images[0]!;
+    const counted = new CountReads();
+    await disk.attachFilter(counted);
+
+    await expect.poll(() => image.givesWay).toBe(false);
+    const atOnce = await core.read(image, 0, DISK_BYTES);
+    expect(atOnce.data.equals(Buffer.alloc(DISK_BYTES, 1))).toBe(true);
+    expect(counted.reads).toBe(1);
+
+    const timer = vi.spyOn(core.reactor, 'timer');
+    let writing = true;
+    const write = async (): Promise<void> => {
+      // The same few blocks: after the first round, nothing but steps reads the origin.
+      for (let i = 0; writing; i++) expect(await core.write(disk, (i % 16) * 4 * KIB, 4 * KIB, 2)).toBe(0);
+    };
+    const writers = [write(), write()];
+    await expect.poll(() => counted.reads).toBeGreaterThanOrEqual(17);
+    counted.reads = 0;
+    timer.mockClear();
+    const beside = await core.read(image, 0, DISK_BYTES);
+    const rests = timer.mock.calls.length;
+    writing = false;
+    await Promise.all(writers);
+    expect(beside.data.equals(Buffer.alloc(DISK_BYTES, 1))).toBe(true);
+    // The first two steps find what was copied.
+    expect(counted.reads).toBeGreaterThanOrEqual(STEPS - 4);
+    expect(rests).toBeGreaterThan(0);
+    timer.mockRestore();
+    await core.set.destroy(snapshot.id);
+    await core.close();
+  });
+}
+
+test('a read that rests goes on when the writes stop with it', async () => {
+  const core = await Core.open();
+  const { disk, tracker } = await core.disk('a', DISK_BYTES);
+  expect(await core.write(disk, 0, DISK_BYTES, 1)).toBe(0);
+  const snapshot = await core.set.create([tracker], { path: ':memory:', limitBytes: Infinity });
+  const reads = [0, 1, 2, 3].map((i) => core.read(snapshot.images[0]!, i * MIB, MIB));
+  expect(await core.write(disk, 0, 4 * KIB, 2)).toBe(0);
+  for (const read of reads) expect((await read).data.equals(Buffer.alloc(MIB, 1))).toBe(true);
   await core.set.destroy(snapshot.id);
   await core.close();
 });

@@ -37,6 +37,10 @@ export class ReadOnceImage implements BlockDevice {
     return this.#image.physicalBlockSize;
   }
 
+  get givesWay(): boolean {
+    return this.#image.givesWay;
+  }
+
   submit(bio: Bio): void {
     switch (bio.op) {
       case READ:

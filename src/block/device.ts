@@ -40,6 +40,9 @@ export interface BlockDevice extends BioSink {
   readonly physicalBlockSize: number;
   readonly readOnly: boolean;
   readonly capabilities: Capabilities;
+  /** Requests to another device of this thread come first just now: much data of this one had better move in small parts.
+   *  Absent where that is never so. */
+  readonly givesWay?: boolean | undefined;
   /** Absent where holes cannot be told without I/O. */
   readonly holes?: HoleFinder | undefined;
   /** Called when a sync has failed: what was written before it may be lost, now or when the machine stops. Set by whoever

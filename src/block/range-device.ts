@@ -51,6 +51,10 @@ export class RangeDevice implements BlockDevice, BioOwner {
     return this.readOnly ? { ...capabilities, discard: false, writeZeroes: false, fastZero: false } : capabilities;
   }
 
+  get givesWay(): boolean | undefined {
+    return this.#whole.givesWay;
+  }
+
   submit(bio: Bio): void {
     const refused = rangeError(bio, this.size, this.readOnly);
     if (refused !== 0) {

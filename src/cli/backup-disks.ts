@@ -1,6 +1,7 @@
 /** The command `backup`: one snapshot of all the disks, a restore point of each, and the snapshot goes,
  *  however it ends. What is read comes over NBD from the snapshot's images. */
 
+import fs from 'node:fs';
 import os from 'node:os';
 import type { BackupMode } from '../backup/plan.ts';
 import { backUp } from '../backup/backup.ts';
@@ -8,6 +9,8 @@ import type { BackupResult } from '../backup/backup.ts';
 import { openNbdSource } from '../backup/nbd-source.ts';
 import type { Client, SnapshotView } from '../api/client.ts';
 import { LEASE_MS, LeaseKeeper } from '../api/lease.ts';
+import { runWhenIdle } from '../io/control-sys.ts';
+import { ffiAvailable } from '../io/sys.ts';
 import { NbdClient } from '../nbd/client.ts';
 import { parseNbdUri } from '../nbd/uri.ts';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
@@ -67,9 +70,12 @@ export async function backUpDisks(names: readonly string[], options: BackupOptio
   });
 }
 
-/** Whoever writes to the disks comes first, also to the processors. */
+/** Whoever writes to the disks comes first, also to the processors. Where the system has no class for idle work, the
+ *  priority is all there is. */
 function giveWay(): void {
   os.setPriority(os.constants.priority.PRIORITY_LOW);
+  if (!ffiAvailable()) return;
+  for (const thread of fs.readdirSync('/proc/self/task')) runWhenIdle(Number(thread));
 }
 
 /** A disk and its partitions have one image between them. */

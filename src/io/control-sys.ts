@@ -10,6 +10,7 @@ interface Libc {
   recv(fd: number, bytes: Uint8Array, length: number, flags: number): number | bigint;
   mlock(address: bigint, length: number): number;
   prctl(option: number, argument: number, a: number, b: number, c: number): number;
+  sched_setscheduler(thread: number, policy: number, parameters: Uint8Array): number;
 }
 
 let loaded: Libc | null = null;
@@ -24,6 +25,7 @@ function libc(): Libc {
     send: bind('int64_t send(int, void*, size_t, int)'),
     recv: bind('int64_t recv(int, void*, size_t, int)'),
     mlock: bind('int mlock(uint64_t, size_t)'),
+    sched_setscheduler: bind('int sched_setscheduler(int, int, void*)'),
     prctl: bind('int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)'),
   };
   return loaded;
@@ -69,4 +71,12 @@ const PR_SET_IO_FLUSHER = 57;
  *  not wait for what they themselves would have to write. 0, or -errno. */
 export function becomeIoFlusher(): number {
   return checked(libc().prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0));
+}
+
+const SCHED_IDLE = 5;
+
+/** This thread (its number, or 0 for the caller), and those that it starts, run when no other wants the processor: whoever
+ *  wakes up has it at once, also in the middle of a time slice. 0, or -errno. */
+export function runWhenIdle(thread: number): number {
+  return checked(libc().sched_setscheduler(thread, SCHED_IDLE, new Uint8Array(4))); // struct sched_param: priority 0
 }

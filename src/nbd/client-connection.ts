@@ -11,7 +11,7 @@ import { BlksnapError, ERRNO, errnoError } from '../util/errors.ts';
 import { KIB } from '../util/units.ts';
 import { ClientRequest, encodeRequest } from './client-request.ts';
 import type { RequestOwner } from './client-request.ts';
-import { CONNECTION_BYTES, HEADER_SLOT, REQUEST_LIMIT, SLOTS_BYTES } from './limits.ts';
+import { PIECE_BYTES, CONNECTION_BYTES, HEADER_SLOT, REQUEST_LIMIT, SLOTS_BYTES } from './limits.ts';
 import { Outbox } from './outbox.ts';
 import type { OutboxHost } from './outbox.ts';
 import {
@@ -52,6 +52,7 @@ export interface ClientConnectionHost {
 }
 
 export class ClientConnection implements OutboxHost<ClientRequest> {
+  readonly sendBytes = PIECE_BYTES;
   readonly #reactor: Reactor;
   readonly #stream: Stream;
   readonly #style: HeaderStyle;

@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { RawClient } from '../../test/nbd/raw-peer.ts';
 import { NbdWorld } from '../../test/nbd/world.ts';
 import type { Bio } from '../block/bio.ts';
@@ -6,6 +6,7 @@ import { Disk } from '../block/disk.ts';
 import { MemoryDevice } from '../block/memory-device.ts';
 import { chooseDriver } from '../io/open.ts';
 import type { DriverName } from '../io/open.ts';
+import { UringStream } from '../io/uring/stream.ts';
 import { ERRNO } from '../util/errors.ts';
 import { KIB, MIB } from '../util/units.ts';
 import {
@@ -103,6 +104,29 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
     client.request(CMD_READ, 512, 1024, { cookie: 5 });
     expect(await client.simple()).toEqual({ error: 0, cookie: 5 });
     expect(Buffer.compare(await client.read(1024), device.bytes.subarray(512, 1536))).toBe(0);
+  });
+
+  it('sends what a device that gives way holds in small parts, in order', async () => {
+    const shy = world.addMemory('shy', 3 * MIB);
+    Object.defineProperty(shy, 'givesWay', { value: true });
+    for (let i = 0; i < shy.bytes.length; i++) shy.bytes[i] = (i * 7 + (i >> 12)) % 256;
+    const queue = vi.spyOn(UringStream.prototype, 'queue');
+    const client = await connect('shy', 'simple');
+    // Odd lengths: parts and pieces end in different places.
+    for (const [offset, length] of [
+      [0, MIB + 512],
+      [512, 196 * 512],
+      [1024, 4096],
+      [MIB, 2 * MIB - 512],
+    ] as const) {
+      client.request(CMD_READ, offset, length, { cookie: 5 });
+      expect(await client.simple()).toEqual({ error: 0, cookie: 5 });
+      expect(Buffer.compare(await client.read(length), shy.bytes.subarray(offset, offset + length))).toBe(0);
+    }
+    if (world.reactor.driver === 'uring') {
+      expect(Math.max(...queue.mock.calls.map(([, length]) => length))).toBe(32 * KIB);
+    }
+    queue.mockRestore();
   });
 
   it('takes requests in any portions', async () => {

@@ -28,6 +28,7 @@ import {
   payloadLimit,
   PIECE_BYTES,
   REQUEST_LIMIT,
+  SMALL_SEND_BYTES,
   SMALLEST_PIECE_BYTES,
 } from './limits.ts';
 import type { MemoryLine, MemoryWaiter } from './memory-line.ts';
@@ -433,6 +434,10 @@ export class Connection implements RequestHost, OutboxHost<Request>, MemoryWaite
     request.next = this.#free;
     this.#free = request;
     this.#underWay--;
+  }
+
+  get sendBytes(): number {
+    return this.#rules.device.givesWay === true ? SMALL_SEND_BYTES : PIECE_BYTES;
   }
 
   sendEnded(result: number): void {

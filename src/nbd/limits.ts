@@ -11,6 +11,8 @@ export const SMALL_COPY_LIMIT = 16 * KIB;
 /** Data of larger requests is held, read and written in pieces, so that no request needs a large run of free memory. */
 export const PIECE_BYTES = MIB;
 export const SMALLEST_PIECE_BYTES = 64 * KIB;
+/** What one send of a device that gives way takes at most: no other client waits for more than it. */
+export const SMALL_SEND_BYTES = 32 * KIB;
 /** Requests of one connection that are under way at once. */
 export const REQUEST_LIMIT = 256;
 /** Arena bytes per request for its reply's header. */

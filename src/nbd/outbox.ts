@@ -1,12 +1,12 @@
 /** Messages of one connection on their way out (a server's replies, a client's requests): all that
- *  are ready leave in one send, as long as it is not large: its end is how a peer shows that it takes something.
+ *  are ready leave in one send, as long as it is not large: its end is how a peer shows that it takes something, and a turn
+ *  of the loop does one.
  *
  *  Hot path. The send is started in a microtask: those run when the completions of a turn are
  *  through, and also when a message comes from outside of a turn (a thawed disk, say). While a
  *  send is under way, messages gather for the next. */
 
 import type { Completion, Stream } from '../io/reactor.ts';
-import { PIECE_BYTES } from './limits.ts';
 
 /** A message: a header in a slot of its own, then pieces of arena memory. */
 export class Outgoing {
@@ -17,6 +17,8 @@ export class Outgoing {
   pieces = 0;
   /** Segments (header first) that were given to the stream. */
   queued = 0;
+  /** Bytes of the next piece that were given to it. */
+  queuedOfPiece = 0;
   /** Link of a queue or a free list. */
   next: this | null = null;
 
@@ -28,6 +30,7 @@ export class Outgoing {
     this.headerLength = 0;
     this.pieces = 0;
     this.queued = 0;
+    this.queuedOfPiece = 0;
     this.next = null;
   }
 
@@ -44,6 +47,8 @@ export interface Clock {
 }
 
 export interface OutboxHost<Message extends Outgoing> {
+  /** Data bytes that one send takes at most. */
+  readonly sendBytes: number;
   /** The message's memory is free again: sent, or given up. */
   messageLeft(message: Message): void;
   /** A send has ended: 0, or -errno. */
@@ -119,9 +124,12 @@ export class Outbox<Message extends Outgoing> implements Completion {
     }
     for (; message.queued <= message.pieces; message.queued++) {
       const piece = message.queued - 1;
-      if (this.#queuedBytes >= PIECE_BYTES) return false;
-      if (!this.#stream.queue(message.pieceAt[piece]!, message.pieceLength[piece]!)) return false;
-      this.#queuedBytes += message.pieceLength[piece]!;
+      const left = message.pieceLength[piece]! - message.queuedOfPiece;
+      const length = Math.min(left, this.#host.sendBytes - this.#queuedBytes);
+      if (length <= 0 || !this.#stream.queue(message.pieceAt[piece]! + message.queuedOfPiece, length)) return false;
+      this.#queuedBytes += length;
+      message.queuedOfPiece = length < left ? message.queuedOfPiece + length : 0;
+      if (length < left) return false;
     }
     return true;
   }
