@@ -24,7 +24,7 @@ const PROGRESS_INTERVAL_MS = 100;
 export interface PassOptions {
   readonly sums: FileSums;
   readonly copy?: CopyJob | undefined;
-  /** 0: on this one. Default: as the file's size asks for. */
+  /** This one among them. Default: as the file's size asks for. */
   readonly threads?: number;
   /** Hears how many more bytes of the file, and of them for the disk, were dealt with. */
   readonly onBytes?: ((bytes: number, copied: number) => void) | undefined;
@@ -36,13 +36,12 @@ export type ThreadReport = Findings | { readonly error: { readonly code: ErrorCo
 
 /** Errors: ENOENT and the like for the file; what writing the copy fails with; ECANCELED. */
 export async function passFile(file: string, { sums, copy, signal, ...options }: PassOptions): Promise<Findings> {
-  const threads = options.threads ?? (sums.fileBytes < THREADED_BYTES ? 0 : MOST_THREADS);
+  const threads = options.threads ?? (sums.fileBytes < THREADED_BYTES ? 1 : MOST_THREADS);
   const fd = fs.openSync(file, 'r');
   try {
     const job: PassJob = { fd, sums, copy: copy ?? null, shared: sharedNumbers() };
     const meter = new Meter(job, options.onBytes);
-    const findings =
-      threads === 0 ? await passHere(job, meter, signal) : await passByThreads(job, threads, { meter, signal });
+    const findings = await passByThreads(job, threads, { meter, signal });
     meter.look();
     checkGoingOn(signal);
     return findings;
@@ -90,8 +89,13 @@ async function passByThreads(
   const stopListening = whenAborted(signal, () => stop(job));
   const timer = setInterval(() => meter.look(), PROGRESS_INTERVAL_MS);
   try {
-    // Not `all`: the files may be closed only when no thread uses them.
-    const ended = await Promise.allSettled(Array.from({ length: threads }, () => passByThread(job)));
+    // Not `all`: the files may be closed only when no thread uses them. This one begins while the others start.
+    const here = passHere(job, meter, signal).catch((cause: unknown) => {
+      stop(job);
+      throw cause;
+    });
+    const others = Array.from({ length: threads - 1 }, () => passByThread(job));
+    const ended = await Promise.allSettled([here, ...others]);
     const reports = ended.map((outcome) => {
       if (outcome.status === 'rejected') throw outcome.reason;
       return outcome.value;
