@@ -15,8 +15,8 @@ export interface ReactorMemory {
 
 /** With up to `slabBytes` for slabs: fewer where no more can be addressed, none where the system refuses.
  *  Or -errno. */
-export function mapMemory(arenaBytes: number, slabBytes: number): ReactorMemory | number {
-  const most = Math.min(slabBytes, MOST_BYTES - arenaBytes);
+export function mapMemory(arenaBytes: number, slabBytes: number, mostBytes = MOST_BYTES): ReactorMemory | number {
+  const most = Math.min(slabBytes, mostBytes - arenaBytes);
   const large = most >= SLAB_BYTES ? mapAnonymous(arenaBytes + most, arenaBytes) : -1;
   const mapping = typeof large === 'number' ? mapAnonymous(arenaBytes) : large;
   if (typeof mapping === 'number') return mapping;
