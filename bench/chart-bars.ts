@@ -20,7 +20,7 @@ export function isOurs({ entrant }: Row): boolean {
 
 /** The client's limit, the machine's: far beyond, often. */
 function isLimit({ entrant }: Row): boolean {
-  return /^(?:file-|memory-|blksnap-nothing|blksnap-loops)/.test(entrant);
+  return /^(?:file-|memory-|blksnap-nothing)/.test(entrant);
 }
 
 function bar(row: Row, y: number, longest: number): string {

@@ -134,7 +134,6 @@ const TARGETS: readonly Target[] = [
     by: ['blksnap-held'],
     metric: 'p99Us',
     atMost: 1.5,
-    limit: 'blksnap-loops',
   }),
   ...[
     ['backup-qcow2', 'full backup, by qemu-img to qcow2', 'value', 'qemu-img-qcow2'],

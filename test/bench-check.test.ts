@@ -78,14 +78,10 @@ test('what is missed is at its limit where who does less is hardly better: in ra
     'limit',
     'not met',
   ]);
-  const times = (backup: number): Record<string, number> => ({
-    'blksnap-backup': backup,
-    'blksnap-held': 100,
-    'blksnap-loops': 300,
-  });
-  expect([140, 305, 350].map((backup) => verdict('write-while-reading-qd1', 'p99Us', times(backup)))).toEqual([
+  // By itself a target has no limit.
+  const times = (backup: number): Record<string, number> => ({ 'blksnap-backup': backup, 'blksnap-held': 100 });
+  expect([140, 160].map((backup) => verdict('write-while-reading-qd1', 'p99Us', times(backup)))).toEqual([
     'met',
-    'limit',
     'not met',
   ]);
 });

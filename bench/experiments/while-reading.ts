@@ -25,9 +25,6 @@ const backup: Reader = (_server, { dir }) => {
   const places = ['--dir', path.join(dir, 'daemon'), '--to', backupsIn(dir), '--storage', dir];
   return [[BLKSNAP, 'backup', 'bench', '--full', ...places]];
 };
-/** No reader at all, but as many busy processes as a backup has threads at work, at the lowest priority. */
-const loops: Reader = () => [LOOP, LOOP];
-const LOOP: Command = ['nice', '-n', '19', 'sh', '-c', 'while :; do :; done'];
 
 const backupsIn = (dir: string): string => path.join(dir, 'backups');
 const LOOK_EVERY_MS = 100;
@@ -121,7 +118,6 @@ function experiment(queueDepth: number): Experiment {
         backup,
         [],
       ),
-      entrant(held('blksnap-loops', 'blksnap, held, two shell loops at nice 19'), queueDepth, loops, []),
       entrant(qemu, queueDepth, nobody, []),
       entrant(read, queueDepth, nbdcopy, ['nbdcopy']),
     ],
