@@ -20,6 +20,7 @@ import { makePlan } from './plan.ts';
 import { tableOf } from './report.ts';
 import type { ExperimentReport, Report } from './report.ts';
 import { Rounds } from './rounds.ts';
+import { tidyMemory } from './tidy-memory.ts';
 import { summaryOf } from './verdicts.ts';
 
 function commitHere(): string {
@@ -86,6 +87,7 @@ async function main(): Promise<void> {
     experiments: [] as ExperimentReport[],
     failures,
   };
+  for (const line of tidyMemory()) console.error(line);
   const runner = new Rounds(plan, failures);
   try {
     for (const experiment of plan.experiments) {

@@ -107,10 +107,15 @@ const TARGETS: readonly Target[] = [
       atLeast: 0.6,
     },
   ),
-  target('first-touch-memory', 'first touch, kept in memory, by without a snapshot', /^first-touch-(?:4k-qd32|1m)/, {
+  target('first-touch-random-memory', 'first touch of chunks at random, kept in memory', /^first-touch-4k-qd32$/, {
     subject: 'blksnap-held-memory',
     by: ['blksnap-tracker'],
     atLeast: 0.65,
+  }),
+  target('first-touch-sequential-memory', 'first overwrite in order, kept in memory', /^first-touch-1m-qd4$/, {
+    subject: 'blksnap-held-memory',
+    by: ['blksnap-tracker'],
+    atLeast: 0.6,
   }),
   target('already-copied', 'writes to chunks already copied, by without a snapshot', /^first-touch-(?:4k-qd|1m)/, {
     subject: 'blksnap-copied',
