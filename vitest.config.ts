@@ -8,7 +8,8 @@ const KERNELS = ['uml', 'qemu'] as const;
 /** Unit tests that take seconds each: not part of the gate, which must stay short, but of `npm test`. */
 const LONG = [
   'src/api/{lease,mapped,partitions,retry}.test.ts',
-  'src/backup/prune.test.ts',
+  'src/backup/{backup,file-pass,prune,restore}.test.ts',
+  'src/block/partition-table.test.ts',
   'src/blksnap/model.test.ts',
   'src/daemon/{barrier-take,freeze-hooks,io-thread-client}.test.ts',
   'src/dm/mapped-device.test.ts',
