@@ -3,6 +3,7 @@
 
 import { isOurs, panelOf, PANEL_WIDTH } from './chart-bars.ts';
 import { plotOf } from './chart-peers.ts';
+import { roundsIn } from './report.ts';
 import type { Report } from './report.ts';
 import { escaped } from './svg.ts';
 import type { Piece } from './svg.ts';
@@ -29,8 +30,7 @@ const WIDTH = COLUMNS * PANEL_WIDTH + MARGIN;
 
 export function chartOf(report: Report): string {
   const { cpu, cpus } = report.machine;
-  const { rounds } = report.settings;
-  const caption = `${cpus} × ${cpu}, medians of ${rounds} rounds; of seconds, fewer are better`;
+  const caption = `${cpus} × ${cpu}, medians of ${roundsIn(report)}; of seconds, fewer are better`;
   const body = [`<text y="12" fill="#555555">${escaped(caption)}</text>`];
   let top = 30;
   const place = ({ svg, height }: Piece, left: number): number => {

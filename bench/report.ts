@@ -34,6 +34,13 @@ export interface Report {
   readonly failures: readonly string[];
 }
 
+/** In how many rounds it was measured, in words: experiments of one report may come from different runs. */
+export function roundsIn({ experiments }: Report): string {
+  const counts = experiments.flatMap(({ rows }) => rows.map(({ metrics }) => metrics['value']!.count));
+  const [least, most] = [Math.min(...counts), Math.max(...counts)];
+  return least === most ? `${most} rounds` : `${least} to ${most} rounds`;
+}
+
 /** One row per entrant that was measured at all. */
 export function rowsOf(experiment: Experiment, measured: readonly Series[]): Row[] {
   const present = measured.filter((series) => valuesOf(series, 'value').length > 0);

@@ -1,6 +1,7 @@
 /** The targets' verdicts for people: a line for each target, the cells that miss it, and every cell beside the same
  *  workload's in other places. */
 
+import { roundsIn } from './report.ts';
 import type { Report } from './report.ts';
 import { aligned, markdown, written } from './table.ts';
 import type { Outcome, Verdict } from './targets.ts';
@@ -68,7 +69,8 @@ function cellRows(outcomes: readonly Outcome[]): string[][] {
 }
 
 /** Of a whole report, as a document. */
-export function targetsDocument({ machine, settings, experiments }: Report): string {
+export function targetsDocument(report: Report): string {
+  const { machine, experiments } = report;
   const outcomes = experiments.flatMap((one) => one.outcomes).toSorted((a, b) => a.target.localeCompare(b.target));
   const commits = [...new Set(experiments.map(({ commit }) => commit))].join(', ');
   const dates = experiments.map(({ date }) => date.slice(0, 16)).toSorted();
@@ -77,7 +79,7 @@ export function targetsDocument({ machine, settings, experiments }: Report): str
   return [
     '# The targets, cell by cell',
     '',
-    `Made by \`npm run bench\` of ${commits}: ${settings['rounds']} rounds, ${from} to ${to} UTC,`,
+    `Made by \`npm run bench\` of ${commits}: ${roundsIn(report)}, ${from} to ${to} UTC,`,
     `on ${cpus} × ${cpu}, ${memoryGiB} GiB, Linux ${kernel}, Node ${node}. docs/benchmarks.md says what the words mean.`,
     '',
     ...markdown(countRows(outcomes)),
