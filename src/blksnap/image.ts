@@ -330,9 +330,10 @@ export class SnapshotImage implements BlockDevice {
       if (table.get(follows) !== value + next) break;
       // A chunk of an area must not be covered by the overlay.
       if (table !== this.#overlay.table && this.#overlay.table.get(follows) !== UNSAVED) break;
-      // Older areas come first: the row ends where one of them has saved the chunk.
+      // Older areas come first: the row ends where one of them has saved the chunk. None comes before our own.
       if (
         table !== this.#overlay.table &&
+        holder !== this.area &&
         this.tracker.cow.areas.lookUp(this.tracker.cow.areas.indexOf(this.area), follows) !== holder
       )
         break;
