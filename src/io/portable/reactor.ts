@@ -33,7 +33,7 @@ import type { PortableStream } from './stream.ts';
 /** setTimeout takes anything longer for 1 ms. */
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1;
 const CLOSE_POLL_MS = 1;
-/** Node's writes from a buffer that is longer than a small integer take a fifth more time. */
+/** Node writes more slowly from a buffer whose length is no small integer of V8. */
 const QUICK_BYTES = 2 ** 31 - 4096;
 /** As in the uring driver: how long the loop looks for more before it sleeps, once it slept no longer than that
  *  so many times in a row. */
