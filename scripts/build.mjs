@@ -4,9 +4,29 @@
 
 import { spawnSync } from 'node:child_process';
 import { rmSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { build } from 'esbuild';
 import { ROOT } from './prepare.mjs';
+
+/** zod/mini apart from the zod that the daemon's API takes whole: modules that both use would be one file, and a command
+ *  that reads a manifest spend more time on it than on all else before its work.
+ *  @type {import('esbuild').Plugin} */
+const zodMiniApart = {
+  name: 'zod-mini-apart',
+  setup({ onLoad, onResolve, resolve }) {
+    const namespace = 'zod-mini';
+    onResolve({ filter: /^zod\/(?:mini|locales)$/, namespace: 'file' }, async ({ path: name, importer, ...from }) => {
+      const { resolveDir, kind } = from;
+      const found = await resolve(name, { importer, resolveDir, kind, namespace: 'zod' });
+      return { path: found.path, namespace, sideEffects: false };
+    });
+    onResolve({ filter: /./, namespace }, ({ path: name, importer }) => {
+      return { path: path.resolve(path.dirname(importer), name), namespace, sideEffects: false };
+    });
+    onLoad({ filter: /./, namespace }, async ({ path: file }) => ({ contents: await readFile(file) }));
+  },
+};
 
 const outdir = path.join(ROOT, 'dist');
 rmSync(outdir, { recursive: true, force: true });
@@ -23,6 +43,7 @@ await build({
   bundle: true,
   splitting: true,
   external: ['koffi', 'pino'],
+  plugins: [zodMiniApart],
   format: 'esm',
   platform: 'node',
   target: 'node20.19',

@@ -31,7 +31,7 @@ const DAEMON_PROCESS = { file: 'api/run-daemon.ts', loader: 'cli/commands/daemon
 
 /** Packages that belong to some layers alone; all others may be used anywhere. */
 const PACKAGE_OWNERS: Record<string, readonly string[]> = {
-  koffi: ['io', 'qcow2'],
+  koffi: ['io'],
   commander: ['cli'],
   hono: ['api'],
   '@hono/node-server': ['api'],

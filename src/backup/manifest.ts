@@ -7,26 +7,29 @@
  *  Does no I/O. */
 
 import { createHash, randomBytes } from 'node:crypto';
-import { z } from 'zod';
+import * as z from 'zod/mini';
+import { en } from 'zod/locales';
 import { brief } from '../util/brief.ts';
 import { BlksnapError } from '../util/errors.ts';
+
+z.config(en());
 
 const MANIFEST_FORMAT = 'blksnap-manifest';
 const MANIFEST_VERSION = 1;
 
 /** A UTC time that sorts as text, and something random: `20261120T235900Z-7f3a`. */
-const pointIdSchema = z.string().regex(/^\d{8}T\d{6}Z-[0-9a-f]{4}$/);
-const countSchema = z.int().nonnegative();
-const checksumSchema = z.string().regex(/^[0-9a-f]{16}$/);
+const pointIdSchema = z.string().check(z.regex(/^\d{8}T\d{6}Z-[0-9a-f]{4}$/));
+const countSchema = z.int().check(z.nonnegative());
+const checksumSchema = z.string().check(z.regex(/^[0-9a-f]{16}$/));
 
 /** A disk's name is its directory's name: a letter or digit first, so never hidden, `.` or `..`. */
-export const diskNameSchema = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}(?:\/[1-9]\d{0,3})?$/);
+export const diskNameSchema = z.string().check(z.regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}(?:\/[1-9]\d{0,3})?$/));
 
 /** What is stored in a point's file, and how to tell that it is still the same. */
 const contentFields = {
   kind: z.enum(['full', 'incremental', 'differential']),
   /** The point that this one's file is backed by; null for a full. */
-  parent: pointIdSchema.nullable(),
+  parent: z.nullable(pointIdSchema),
   /** Bytes of data in the file, and of the file itself. */
   bytesStored: countSchema,
   fileBytes: countSchema,
@@ -38,17 +41,17 @@ const pointSchema = z.strictObject({
   id: pointIdSchema,
   createdAt: z.iso.datetime(),
   /** Bytes of the disk. */
-  size: z.int().positive(),
+  size: z.int().check(z.positive()),
   /** The change history that the point belongs to, and its place in it; null when the source has none. */
-  generationId: z.string().min(1).nullable(),
-  changeNumber: countSchema.nullable(),
+  generationId: z.nullable(z.string().check(z.minLength(1))),
+  changeNumber: z.nullable(countSchema),
   /** Why it is of this kind, in words. */
   reason: z.string(),
   /** Bytes read from the source. */
   bytesRead: countSchema,
   ...contentFields,
   /** A file with the same disk content is being put in this one's place: see repository.ts. */
-  rewrite: z.strictObject(contentFields).optional(),
+  rewrite: z.optional(z.strictObject(contentFields)),
 });
 
 const manifestSchema = z
@@ -57,24 +60,26 @@ const manifestSchema = z
     version: z.literal(MANIFEST_VERSION),
     disk: diskNameSchema,
     /** What tells this disk from another of the same name; null when its source does not say. */
-    identity: z.string().min(1).nullable(),
+    identity: z.nullable(z.string().check(z.minLength(1))),
     /** Oldest first. */
     points: z.array(pointSchema),
   })
-  .superRefine((manifest, context) => {
-    const seen = new Set<string>();
-    for (const point of manifest.points) {
-      const complain = (message: string): void =>
-        context.addIssue({ code: 'custom', message: `point ${point.id} ${message}` });
-      if (seen.has(point.id)) complain('is there twice');
-      for (const content of [point, ...(point.rewrite === undefined ? [] : [point.rewrite])]) {
-        if ((content.kind === 'full') !== (content.parent === null)) complain('is a full with a parent, or has none');
-        if (content.parent !== null && !seen.has(content.parent))
-          complain(`rests on ${content.parent}, which is not before it`);
+  .check(
+    z.superRefine((manifest, context) => {
+      const seen = new Set<string>();
+      for (const point of manifest.points) {
+        const complain = (message: string): void =>
+          context.addIssue({ code: 'custom', message: `point ${point.id} ${message}` });
+        if (seen.has(point.id)) complain('is there twice');
+        for (const content of [point, ...(point.rewrite === undefined ? [] : [point.rewrite])]) {
+          if ((content.kind === 'full') !== (content.parent === null)) complain('is a full with a parent, or has none');
+          if (content.parent !== null && !seen.has(content.parent))
+            complain(`rests on ${content.parent}, which is not before it`);
+        }
+        seen.add(point.id);
       }
-      seen.add(point.id);
-    }
-  });
+    }),
+  );
 
 export type Manifest = z.infer<typeof manifestSchema>;
 export type RestorePoint = z.infer<typeof pointSchema>;

@@ -18,7 +18,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod/mini';
 import { BlksnapError, toBlksnapError } from '../util/errors.ts';
 import { readText } from '../util/read-text.ts';
 import { MIB } from '../util/units.ts';

@@ -1,7 +1,7 @@
 /** System calls off the data path, through FFI: netlink, and what a process in the write path of its own
  *  machine needs. Synchronous; loaded on first use. Each returns what the system call does, or -errno. */
 
-import koffi from 'koffi';
+import { ffi } from './ffi.ts';
 
 interface Libc {
   socket(domain: number, type: number, protocol: number): number;
@@ -17,7 +17,7 @@ let loaded: Libc | null = null;
 
 function libc(): Libc {
   if (loaded !== null) return loaded;
-  const library = koffi.load(null);
+  const library = ffi().load(null);
   const bind = library.func.bind(library) as (signature: string) => ReturnType<typeof library.func>;
   loaded = {
     socket: bind('int socket(int, int, int)'),
@@ -33,7 +33,7 @@ function libc(): Libc {
 
 function checked(result: number | bigint): number {
   const value = Number(result);
-  return value === -1 ? -koffi.errno() : value;
+  return value === -1 ? -ffi().errno() : value;
 }
 
 const AF_NETLINK = 16;

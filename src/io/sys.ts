@@ -5,8 +5,8 @@
  *  paths. Structures and flags are those of Linux; `ffiAvailable` says whether this is one. */
 
 import os from 'node:os';
-import koffi from 'koffi';
 import { ERRNO, errnoError } from '../util/errors.ts';
+import { ffi } from './ffi.ts';
 
 const MAP_SHARED = 1;
 const MAP_PRIVATE = 2;
@@ -71,7 +71,7 @@ export function ffiAvailable(): boolean {
 
 function libc(): Libc {
   if (loaded !== null) return loaded;
-  const library = koffi.load(null);
+  const library = ffi().load(null);
   const bind = library.func.bind(library) as (signature: string) => ReturnType<typeof library.func>;
   loaded = {
     mmap: bind('uint64_t mmap(uint64_t, size_t, int, int, int, int64_t)'),
@@ -108,7 +108,7 @@ function libc(): Libc {
 /** The call's result, with -1 turned into -errno. */
 function checked(result: Num): number {
   const value = Number(result);
-  return value === -1 ? -koffi.errno() : value;
+  return value === -1 ? -ffi().errno() : value;
 }
 
 /** A mapping: its address, and the memory as an ArrayBuffer. Not to be touched after `unmap`. */
@@ -156,13 +156,13 @@ export function mapSharedReadOnly(fd: number, length: number, offset: number): M
 }
 
 function map(result: Num, length: number): Mapping | number {
-  if (BigInt(result) === 0xffff_ffff_ffff_ffffn) return -koffi.errno();
+  if (BigInt(result) === 0xffff_ffff_ffff_ffffn) return -ffi().errno();
   return { address: Number(result), memory: memoryAt(Number(result), length) };
 }
 
 /** The memory of this process at an address: the same bytes on every thread. The caller vouches for the mapping. */
 function memoryAt(address: number, length: number): ArrayBuffer {
-  return koffi.view(BigInt(address), length);
+  return ffi().view(BigInt(address), length);
 }
 
 export function unmap(address: number, length: number): number {
@@ -328,6 +328,6 @@ export function uringEnter(): (
   const enter = libc().uringEnter;
   return (fd, submit, wait, flags, argument, argumentSize) => {
     const result = enter(SYS_IO_URING_ENTER, fd, submit, wait, flags, argument, argumentSize);
-    return result === -1 ? -koffi.errno() : result;
+    return result === -1 ? -ffi().errno() : result;
   };
 }

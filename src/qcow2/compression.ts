@@ -5,7 +5,7 @@
  *  into exactly one cluster: what would grow larger is an error before it takes memory. */
 
 import zlib from 'node:zlib';
-import koffi from 'koffi';
+import { ffi } from '../io/ffi.ts';
 import { BlksnapError } from '../util/errors.ts';
 import type { CompressionType } from './header.ts';
 
@@ -120,7 +120,7 @@ function systemZstd(): Zstd | null {
   for (const name of ['libzstd.so.1', 'libzstd.1.dylib', '/opt/homebrew/lib/libzstd.1.dylib']) {
     let library;
     try {
-      library = koffi.load(name);
+      library = ffi().load(name);
     } catch {
       continue;
     }
