@@ -78,6 +78,17 @@ export function fileContract(open: OpenReactor): void {
       expect(await run((c) => reactor.writeCached(-1, at, 512, 0, c))).toBe(-ERRNO.EBADF);
     });
 
+    it('gives others a turn beside cached writes that follow each other without a pause', async () => {
+      const { reactor, memory, file, run } = bench();
+      const fd = file('a');
+      const at = memory(4096);
+      let fired = false;
+      void run((c) => void reactor.timer(1, c)).then(() => (fired = true));
+      const limit = performance.now() + 2000;
+      while (!fired && performance.now() < limit) await run((c) => reactor.writeCached(fd, at, 4096, 0, c));
+      expect(fired).toBe(true);
+    });
+
     it('writes durably', async () => {
       const { reactor, dir, memory, bytes, file, run } = bench();
       const fd = file('a');

@@ -31,10 +31,10 @@ export function streamContract(open: OpenReactor): void {
     for (const each of opened.splice(0)) each.close();
   });
 
-  const pair = async (kind: SocketAddress['kind']): Promise<[Stream, Stream]> => {
+  const pair = async (kind: SocketAddress['kind'], name = 'socket'): Promise<[Stream, Stream]> => {
     const { reactor, dir } = bench();
     const address: SocketAddress =
-      kind === 'unix' ? { kind, path: path.join(dir, 'socket') } : { kind, host: '127.0.0.1', port: 0 };
+      kind === 'unix' ? { kind, path: path.join(dir, name) } : { kind, host: '127.0.0.1', port: 0 };
     const { listener, accepted } = await listen(reactor, address);
     const client = await reactor.connect(listener.address);
     const server = await accepted;
@@ -122,6 +122,97 @@ export function streamContract(open: OpenReactor): void {
       client.close();
       expect(await run((c) => server.receiveAll(at, 100, c))).toBe(100);
       expect(await run((c) => server.receive(at, 100, c))).toBe(0);
+    });
+
+    it('keep what arrives when nothing is being received, in order', async () => {
+      const { memory, bytes, run } = bench();
+      const [client, server] = await pair(kind);
+      const total = 150_000;
+      const [a, b] = [memory(total), memory(total)];
+      for (let i = 0; i < total; i++) bytes(a, total)[i] = (i * 7 + (i >> 8)) & 0xff;
+      for (let round = 0; round < 3; round++) {
+        bytes(b, total).fill(0);
+        expect(await send(client, a, total)).toBe(total);
+        await new Promise((resolve) => setTimeout(resolve, 10));
+        for (let received = 0, length = 1; received < total; length = length * 3 + 1) {
+          const most = Math.min(length, total - received);
+          expect(await run((c) => server.receiveAll(b + received, most, c))).toBe(most);
+          received += most;
+        }
+        expect(Buffer.compare(bytes(a, total), bytes(b, total))).toBe(0);
+      }
+    });
+
+    it('write only to memory that is being received to', async () => {
+      const { memory, bytes, run } = bench();
+      const [client, server] = await pair(kind);
+      const [a, b] = [memory(4096), memory(4096)];
+      bytes(a, 4096).fill(1);
+      bytes(b, 4096).fill(0);
+      const received = run((c) => server.receive(b, 4096, c));
+      await send(client, a, 100);
+      expect(await received).toBe(100);
+      await send(client, a, 4096);
+      await new Promise((resolve) => setTimeout(resolve, 10));
+      expect(bytes(b, 4096).lastIndexOf(1)).toBe(99);
+      expect(await run((c) => server.receiveAll(b, 4096, c))).toBe(4096);
+      bytes(b, 4096).fill(0);
+      const cancelled = run((c) => server.receiveAll(b, 4096, c));
+      await send(client, a, 10);
+      await new Promise((resolve) => setTimeout(resolve, 10));
+      server.close();
+      client.queue(a, 4096);
+      await run((c) => client.send(c));
+      expect(await cancelled).toBe(-ERRNO.ECANCELED);
+      expect(bytes(b, 4096).lastIndexOf(1)).toBeLessThan(10);
+    });
+
+    it('keep what one has not received yet apart from what arrives on another', async () => {
+      const { memory, bytes, run } = bench();
+      const [one, other] = [await pair(kind, 'one'), await pair(kind, 'other')];
+      const [a, b] = [memory(4096), memory(4096)];
+      const first = run((c) => one[1].receive(b, 10, c));
+      bytes(a, 4096).fill(1);
+      await send(one[0], a, 4096);
+      expect(await first).toBe(10);
+      const second = run((c) => other[1].receive(b, 10, c));
+      bytes(a, 4096).fill(2);
+      await send(other[0], a, 4096);
+      expect(await second).toBe(10);
+      expect(await run((c) => one[1].receiveAll(b, 4086, c))).toBe(4086);
+      expect(bytes(b, 4086).every((each) => each === 1)).toBe(true);
+    });
+
+    it('keep apart what several of them send and receive', async () => {
+      const { memory, bytes, run } = bench();
+      const [piece, rounds] = [100_000, 12];
+      const pairs = await Promise.all([0, 1, 2, 3].map((i) => pair(kind, `socket-${i}`)));
+      const ends = pairs.flatMap(([client, server], i) => [
+        { from: client, to: server, byte: i + 1 },
+        { from: server, to: client, byte: i + 101 },
+      ]);
+      await Promise.all(
+        ends
+          .map(async ({ from, byte }) => {
+            const at = memory(piece);
+            bytes(at, piece).fill(byte);
+            for (let i = 0; i < rounds; i++) {
+              for (let segment = 0; segment < 4; segment++) from.queue(at, piece / 4);
+              expect(await run((c) => from.send(c))).toBe(piece);
+            }
+          })
+          .concat(
+            // Later: what the sockets' buffers do not hold has to wait.
+            ends.map(async ({ to, byte }) => {
+              const at = memory(piece);
+              await new Promise((resolve) => setTimeout(resolve, 20));
+              for (let left = piece * rounds; left > 0; left -= 30_000) {
+                expect(await run((c) => to.receiveAll(at, 30_000, c))).toBe(30_000);
+                expect(bytes(at, 30_000).every((each) => each === byte)).toBe(true);
+              }
+            }),
+          ),
+      );
     });
 
     it('end operations under way when closed', async () => {

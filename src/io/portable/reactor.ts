@@ -28,6 +28,7 @@ import { fallocate, ffiAvailable, writebackError } from '../sys.ts';
 import { negativeErrno } from './errno.ts';
 import { adoptStream, connectStream, listenOn } from './sockets.ts';
 import type { SocketHost } from './sockets.ts';
+import { JOIN_BYTES } from './stream.ts';
 import type { PortableStream } from './stream.ts';
 
 /** setTimeout takes anything longer for 1 ms. */
@@ -40,6 +41,10 @@ const QUICK_BYTES = 2 ** 31 - 4096;
 const SPIN_MS = 0.1;
 const SHORT_SLEEPS = 4;
 const CLOSE_LIMIT_MS = 5000;
+/** What a socket may read when nothing is being received. */
+const STAGING_BYTES = 64 * 1024;
+/** Rounds of completions that begin more operations that are done at once, before whatever else waits has its turn. */
+const MOST_ROUNDS = 64;
 
 type FsCallback = (error: NodeJS.ErrnoException | null, count?: number) => void;
 
@@ -61,12 +66,16 @@ export class PortableReactor implements Reactor, SocketHost {
   #lastTurnMs = 0;
   #shortSleeps = 0;
   #spinning = false;
-  /** Operations that were done at once, since #inlineSinceMs; their completions run when the present callback has ended. */
+  /** Operations that were done at once; their completions run when the present callback has ended. */
   #done: Completion[] = [];
   #doneResults: number[] = [];
+  #doneCount = 0;
   #spareDone: Completion[] = [];
   #spareResults: number[] = [];
+  /** When the first file operation of these began; 0 when there is none. */
   #inlineSinceMs = 0;
+  /** How often completions ended operations done at once, in this turn of the event loop. */
+  #rounds = 0;
   #inFlight = 0;
   #sockets = 0;
   #closed = false;
@@ -80,6 +89,7 @@ export class PortableReactor implements Reactor, SocketHost {
 
   private constructor({ arena, slabs }: ReactorMemory) {
     this.arena = arena;
+    this.memory = arena.bytes;
     this.slabs = slabs;
   }
 
@@ -101,18 +111,18 @@ export class PortableReactor implements Reactor, SocketHost {
   readCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
     if (!this.#mayInline(fd, length)) return this.read(fd, at, length, offset, completion);
     try {
-      this.#finish(completion, fs.readSync(fd, this.arena.bytes, at, length, offset));
+      this.finish(completion, fs.readSync(fd, this.arena.bytes, at, length, offset));
     } catch (error) {
-      this.#finish(completion, negativeErrno(error as NodeJS.ErrnoException));
+      this.finish(completion, negativeErrno(error as NodeJS.ErrnoException));
     }
   }
 
   writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
     if (!this.#mayInline(fd, length)) return this.write(fd, at, length, offset, false, completion);
     try {
-      this.#finish(completion, fs.writeSync(fd, this.arena.bytes, at, length, offset));
+      this.finish(completion, fs.writeSync(fd, this.arena.bytes, at, length, offset));
     } catch (error) {
-      this.#finish(completion, negativeErrno(error as NodeJS.ErrnoException));
+      this.finish(completion, negativeErrno(error as NodeJS.ErrnoException));
     }
   }
 
@@ -121,35 +131,41 @@ export class PortableReactor implements Reactor, SocketHost {
     for (let i = 0; i < count; i++) length += segments[i * 2 + 1]!;
     if (!this.#mayInline(fd, length)) return this.writeGather(fd, segments, count, offset, completion);
     try {
-      this.#finish(completion, fs.writevSync(fd, this.#views(segments, count), offset));
+      this.finish(completion, fs.writevSync(fd, this.#views(segments, count), offset));
     } catch (error) {
-      this.#finish(completion, negativeErrno(error as NodeJS.ErrnoException));
+      this.finish(completion, negativeErrno(error as NodeJS.ErrnoException));
     }
   }
 
   #mayInline(fd: number, length: number): boolean {
     const now = performance.now();
     if (fd < 0 || !this.#inline.allows(length, now)) return false;
-    if (this.#done.length === 0) this.#inlineSinceMs = now;
+    if (this.#inlineSinceMs === 0) this.#inlineSinceMs = now;
     return true;
   }
 
-  #finish(completion: Completion, result: number): void {
+  /** Ends an operation that was done at once. */
+  finish(completion: Completion, result: number): void {
     this.started();
-    this.#done.push(completion);
-    this.#doneResults.push(result);
-    if (this.#done.length === 1) process.nextTick(this.#endDone);
+    this.#done[this.#doneCount] = completion;
+    this.#doneResults[this.#doneCount] = result;
+    if (++this.#doneCount > 1) return;
+    if (this.#rounds < MOST_ROUNDS) process.nextTick(this.#endDone);
+    else setImmediate(this.#endDone);
   }
 
   readonly #endDone = (): void => {
-    this.#inline.took(this.#inlineSinceMs, performance.now());
+    if (this.#inlineSinceMs > 0) this.#inline.took(this.#inlineSinceMs, performance.now());
+    this.#inlineSinceMs = 0;
+    this.#rounds++;
     const done = this.#done;
     const results = this.#doneResults;
+    const count = this.#doneCount;
     this.#done = this.#spareDone;
     this.#doneResults = this.#spareResults;
-    for (let i = 0; i < done.length; i++) this.ended(done[i]!, results[i]!);
-    done.length = 0;
-    results.length = 0;
+    this.#doneCount = 0;
+    for (let i = 0; i < count; i++) this.ended(done[i]!, results[i]!);
+    // Not emptied: an array that shrinks to nothing gives its memory back, and takes new one each turn.
     this.#spareDone = done;
     this.#spareResults = results;
   };
@@ -209,9 +225,9 @@ export class PortableReactor implements Reactor, SocketHost {
 
   // --- for streams ----------------------------------------------------------------------------
 
-  get memory(): Uint8Array {
-    return this.arena.bytes;
-  }
+  readonly memory: Uint8Array;
+  readonly staging = new Uint8Array(STAGING_BYTES);
+  readonly joined = new Uint8Array(JOIN_BYTES);
 
   started(): void {
     this.#inFlight++;
@@ -232,6 +248,7 @@ export class PortableReactor implements Reactor, SocketHost {
 
   readonly #endTurn = (): void => {
     this.#turnEnding = false;
+    this.#rounds = 0;
     for (const hook of this.#hooks) hook();
     const now = performance.now();
     this.#shortSleeps = now - this.#lastTurnMs < SPIN_MS ? this.#shortSleeps + 1 : 0;

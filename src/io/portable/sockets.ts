@@ -6,6 +6,7 @@ import type { Readable, Writable } from 'node:stream';
 import { BlksnapError, toBlksnapError } from '../../util/errors.ts';
 import { KEEPALIVE_IDLE_S } from '../reactor.ts';
 import type { Listener, SocketAddress, Stream } from '../reactor.ts';
+import { Inlet } from './inlet.ts';
 import { PortableStream, STREAM_BUFFER } from './stream.ts';
 import type { StreamHost } from './stream.ts';
 
@@ -50,9 +51,10 @@ export async function listenOn(
   mode: number,
   onStream: (stream: Stream) => void,
 ): Promise<Listener> {
-  const server = net.createServer(SOCKET_OPTIONS, (socket) => {
+  // Paused: whoever reads is made below.
+  const server = net.createServer({ ...SOCKET_OPTIONS, pauseOnConnect: true }, (accepted) => {
     host.turned();
-    onStream(new PortableStream(host, socket, socket));
+    onStream(socketStream(host, { handle: takeHandle(accepted) }));
   });
   const name = typeof where === 'number' ? `descriptor ${where}` : describe(where);
   const target = typeof where === 'number' ? { fd: where } : endpoint(where);
@@ -87,24 +89,41 @@ function boundAddress(server: net.Server, where: SocketAddress | number): Socket
   return { kind: 'unix', path: bound ?? '' };
 }
 
+/** A server makes its sockets without `onread`. What is behind them, Node's own and undocumented, can be given to another. */
+function takeHandle(socket: net.Socket): unknown {
+  const owner = socket as unknown as { _handle: unknown };
+  const handle = owner._handle;
+  owner._handle = null;
+  return handle;
+}
+
+/** `handle`, and `onread` in a constructor, are unknown to the types. */
+type SocketOptions = net.SocketConstructorOpts & { readonly onread: Inlet['onread']; readonly handle?: unknown };
+
+function socketStream(host: StreamHost, of: { readonly handle: unknown } | { readonly fd: number }): PortableStream {
+  const inlet = new Inlet(host);
+  const options: SocketOptions = { ...SOCKET_OPTIONS, ...of, onread: inlet.onread, readable: true, writable: true };
+  const socket = new net.Socket(options);
+  return new PortableStream(host, inlet, socket, socket);
+}
+
 export function connectStream(host: StreamHost, address: SocketAddress): Promise<PortableStream> {
   return new Promise((resolve, reject) => {
-    const socket = net.connect({ ...SOCKET_OPTIONS, ...endpoint(address) });
+    const inlet = new Inlet(host);
+    const socket = net.connect({ ...SOCKET_OPTIONS, ...endpoint(address), onread: inlet.onread });
     const failed = (cause: Error): void => reject(toBlksnapError(cause, `Cannot connect to ${describe(address)}`));
     socket.once('error', failed);
     socket.once('connect', () => {
       socket.off('error', failed);
-      resolve(new PortableStream(host, socket, socket));
+      resolve(new PortableStream(host, inlet, socket, socket));
     });
   });
 }
 
 export function adoptStream(host: StreamHost, readFd: number, writeFd: number): Stream {
-  if (readFd === writeFd) {
-    const socket = new net.Socket({ ...SOCKET_OPTIONS, fd: readFd, readable: true, writable: true });
-    return new PortableStream(host, socket, socket);
-  }
-  return new PortableStream(host, readableOf(readFd), writableOf(writeFd));
+  if (readFd === writeFd) return socketStream(host, { fd: readFd });
+  const inlet = new Inlet(host);
+  return new PortableStream(host, inlet, readableOf(readFd, inlet), writableOf(writeFd));
 }
 
 function isPolled(fd: number): boolean {
@@ -112,9 +131,10 @@ function isPolled(fd: number): boolean {
   return stat.isSocket() || stat.isFIFO();
 }
 
-function readableOf(fd: number): Readable {
-  if (isPolled(fd)) return new net.Socket({ ...SOCKET_OPTIONS, fd, readable: true, writable: false });
-  return fs.createReadStream('', { fd, highWaterMark: STREAM_BUFFER });
+function readableOf(fd: number, inlet: Inlet): Readable {
+  if (!isPolled(fd)) return fs.createReadStream('', { fd, highWaterMark: STREAM_BUFFER });
+  const options: SocketOptions = { ...SOCKET_OPTIONS, fd, onread: inlet.onread, readable: true, writable: false };
+  return new net.Socket(options);
 }
 
 function writableOf(fd: number): Writable {

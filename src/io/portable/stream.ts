@@ -1,64 +1,74 @@
 /** A stream of the portable driver: a net.Socket, or a readable and a writable for a pipe pair.
  *
- *  The readable stays paused and is read piece by piece into the arena; Node buffers at most
- *  STREAM_BUFFER and then stops reading, so a client that is not served cannot fill the memory. */
+ *  Hot path. Sends that fit into a socket's buffer leave at once, by a plain write to its descriptor; the rest goes through
+ *  Node, which waits for the peer to take it. */
 
+import fs from 'node:fs';
+import net from 'node:net';
 import type { Readable, Writable } from 'node:stream';
 import { assert } from '../../util/assert.ts';
 import { ERRNO } from '../../util/errors.ts';
 import type { Completion, Stream } from '../reactor.ts';
 import { ffiAvailable, peerUid } from '../sys.ts';
 import { negativeErrno } from './errno.ts';
+import type { Inlet, InletHost } from './inlet.ts';
 
-/** Bytes that Node may read ahead of `receive`. */
+/** Bytes that a readable without an inlet's memory may read ahead of `receive`. */
 export const STREAM_BUFFER = 256 * 1024;
 /** Segments of one send, as many as writev takes. */
 const LIST_SEGMENTS = 1024;
-/** Sends up to this size are copied into one piece. */
-const JOIN_BYTES = 256 * 1024;
+/** Sends up to this size are copied into one piece. Larger ones would not fit into a socket's buffer. */
+export const JOIN_BYTES = 192 * 1024;
+/** Up to this size, a loop takes less time than a view of the memory. */
+const LOOP_BYTES = 64;
 
 /** What the stream needs of its reactor. */
-export interface StreamHost {
-  readonly memory: Uint8Array;
-  started(): void;
-  ended(completion: Completion, result: number): void;
+export interface StreamHost extends InletHost {
+  /** JOIN_BYTES, for one call at a time. */
+  readonly joined: Uint8Array;
   socketOpened(): void;
   socketClosed(): void;
 }
 
+/** Node's own, undocumented, and the only way to a socket's descriptor: -1 once the socket is closed or has none. */
+function descriptorOf(end: Readable | Writable): number {
+  return (end as { _handle?: { fd?: number } | null })._handle?.fd ?? -1;
+}
+
 export class PortableStream implements Stream {
   readonly #host: StreamHost;
+  readonly #inlet: Inlet;
   readonly #readable: Readable;
   readonly #writable: Writable;
-  #receiver: Completion | null = null;
-  #at = 0;
-  #length = 0;
-  #received = 0;
-  #all = false;
   #sender: Completion | null = null;
   #sendBytes = 0;
-  #queued: Uint8Array[] = [];
+  readonly #segmentAt: number[] = [];
+  readonly #segmentLength: number[] = [];
+  #segments = 0;
   #queuedBytes = 0;
   /** -errno of the first failure, or 0. */
   #failure = 0;
   #closed = false;
-  /** Memory of the send under way, if it was joined. */
-  #joined: Uint8Array | null = null;
-  readonly #fill = (): void => this.#moveReceived();
   readonly #written = (error?: Error | null): void => this.#sent(error == null ? this.#sendBytes : -ERRNO.EPIPE);
 
-  constructor(host: StreamHost, readable: Readable, writable: Writable) {
+  /** The inlet of a net.Socket is the one whose `onread` it was made with. */
+  constructor(host: StreamHost, inlet: Inlet, readable: Readable, writable: Writable) {
     this.#host = host;
+    this.#inlet = inlet;
     this.#readable = readable;
     this.#writable = writable;
     host.socketOpened();
-    readable.on('readable', this.#fill).on('end', this.#fill);
+    inlet.attach(readable);
+    readable.on('end', () => inlet.finish(0));
+    if (!(readable instanceof net.Socket)) {
+      readable.on('data', (piece: Uint8Array) => inlet.offer(piece) || readable.pause());
+    }
     const ends = new Set<Readable | Writable>([readable, writable]);
     for (const end of ends) {
-      end.on('error', (error: NodeJS.ErrnoException) => this.#failed(negativeErrno(error)));
+      end.on('error', (error: NodeJS.ErrnoException) => this.#failed(end, negativeErrno(error)));
       end.on('close', () => {
         ends.delete(end);
-        if (end === readable && !readable.readableEnded) this.#failed(-ERRNO.ECONNRESET);
+        if (end === readable) inlet.finish(readable.readableEnded ? 0 : -ERRNO.ECONNRESET);
         if (end === writable) this.#sent(-ERRNO.ECANCELED);
         if (ends.size === 0) host.socketClosed();
       });
@@ -66,83 +76,79 @@ export class PortableStream implements Stream {
   }
 
   receive(at: number, length: number, completion: Completion): void {
-    this.#receive(at, length, false, completion);
+    this.#inlet.receive(at, length, false, completion);
   }
 
   receiveAll(at: number, length: number, completion: Completion): void {
-    this.#receive(at, length, true, completion);
-  }
-
-  #receive(at: number, length: number, all: boolean, completion: Completion): void {
-    assert(this.#receiver === null, 'one receive at a time');
-    this.#host.started();
-    this.#receiver = completion;
-    this.#at = at;
-    this.#length = length;
-    this.#received = 0;
-    this.#all = all;
-    process.nextTick(this.#fill);
-  }
-
-  #moveReceived(): void {
-    if (this.#receiver === null) return;
-    if (this.#closed) return this.#endReceive(-ERRNO.ECANCELED);
-    const readable = this.#readable;
-    while (this.#received < this.#length && readable.readableLength > 0) {
-      const piece = readable.read(
-        Math.min(readable.readableLength, this.#length - this.#received),
-      ) as Uint8Array | null;
-      if (piece === null) break;
-      this.#host.memory.set(piece, this.#at + this.#received);
-      this.#received += piece.length;
-    }
-    if (this.#received === this.#length || (this.#received > 0 && !this.#all)) this.#endReceive(this.#received);
-    else if (readable.readableEnded) this.#endReceive(0);
-    else if (this.#failure < 0) this.#endReceive(this.#failure);
-    else readable.read(0); // Asks for more, or for the 'end' event.
-  }
-
-  #endReceive(result: number): void {
-    const receiver = this.#receiver!;
-    this.#receiver = null;
-    this.#host.ended(receiver, result);
+    this.#inlet.receive(at, length, true, completion);
   }
 
   queue(at: number, length: number): boolean {
-    if (this.#queued.length === LIST_SEGMENTS) return false;
-    this.#queued.push(this.#host.memory.subarray(at, at + length));
+    if (this.#segments === LIST_SEGMENTS) return false;
+    this.#segmentAt[this.#segments] = at;
+    this.#segmentLength[this.#segments] = length;
+    this.#segments++;
     this.#queuedBytes += length;
     return true;
   }
 
   send(completion: Completion): void {
-    assert(this.#sender === null && this.#queued.length > 0, 'one send at a time, of something');
+    assert(this.#sender === null && this.#segments > 0, 'one send at a time, of something');
+    const bytes = this.#queuedBytes;
+    const count = this.#segments;
+    this.#queuedBytes = 0;
+    this.#segments = 0;
+    if (this.#closed) return this.#host.finish(completion, -ERRNO.ECANCELED);
+    let piece: Uint8Array | null = null;
+    if (bytes <= JOIN_BYTES) {
+      this.#join(count);
+      const sent = this.#sendAtOnce(bytes);
+      if (sent === bytes || sent < 0) return this.#host.finish(completion, sent);
+      // The joined memory is needed for the next send of another stream.
+      piece = this.#host.joined.slice(sent, bytes);
+    }
     this.#host.started();
     this.#sender = completion;
-    this.#sendBytes = this.#queuedBytes;
-    const segments = this.#queued;
-    this.#queued = [];
-    this.#queuedBytes = 0;
-    const writable = this.#writable;
-    const joined = segments.length > 1 && this.#sendBytes <= JOIN_BYTES;
-    const last = joined ? this.#join(segments) : segments.pop()!;
-    if (!joined) {
-      writable.cork();
-      for (const segment of segments) writable.write(segment);
-    }
-    writable.write(last, this.#written);
-    if (!joined) writable.uncork();
+    this.#sendBytes = bytes;
+    if (piece === null) this.#sendSegments(count);
+    else this.#writable.write(piece, this.#written);
   }
 
-  /** Small segments in a row: copying them takes less time than Node takes for each. */
-  #join(segments: readonly Uint8Array[]): Uint8Array {
-    const joined = (this.#joined ??= new Uint8Array(JOIN_BYTES));
+  /** Small segments in a row: copying them takes less time than a system call takes for each. */
+  #join(count: number): void {
+    const { joined, memory } = this.#host;
     let end = 0;
-    for (const segment of segments) {
-      joined.set(segment, end);
-      end += segment.length;
+    for (let i = 0; i < count; i++) {
+      const at = this.#segmentAt[i]!;
+      const length = this.#segmentLength[i]!;
+      if (length > LOOP_BYTES) joined.set(memory.subarray(at, at + length), end);
+      else for (let j = 0; j < length; j++) joined[end + j] = memory[at + j]!;
+      end += length;
     }
-    return joined.subarray(0, end);
+  }
+
+  /** How many of the joined bytes the peer's buffer took, or -errno. */
+  #sendAtOnce(bytes: number): number {
+    const fd = descriptorOf(this.#writable);
+    if (fd < 0) return 0;
+    try {
+      return fs.writeSync(fd, this.#host.joined, 0, bytes, null);
+    } catch (error) {
+      const result = negativeErrno(error as NodeJS.ErrnoException);
+      return result === -ERRNO.EAGAIN ? 0 : result;
+    }
+  }
+
+  #sendSegments(count: number): void {
+    const writable = this.#writable;
+    writable.cork();
+    for (let i = 0; i < count; i++) {
+      const at = this.#segmentAt[i]!;
+      const segment = this.#host.memory.subarray(at, at + this.#segmentLength[i]!);
+      if (i < count - 1) writable.write(segment);
+      else writable.write(segment, this.#written);
+    }
+    writable.uncork();
   }
 
   #sent(result: number): void {
@@ -154,9 +160,10 @@ export class PortableStream implements Stream {
     else this.#host.ended(sender, result < 0 && this.#failure < 0 ? this.#failure : result);
   }
 
-  #failed(failure: number): void {
+  /** Node has closed this end. */
+  #failed(end: Readable | Writable, failure: number): void {
     if (this.#failure === 0) this.#failure = failure;
-    this.#moveReceived();
+    if (end === this.#readable) this.#inlet.finish(failure);
   }
 
   close(): void {
@@ -164,7 +171,7 @@ export class PortableStream implements Stream {
     this.#closed = true;
     this.#readable.destroy();
     this.#writable.destroy();
-    process.nextTick(this.#fill);
+    this.#inlet.close();
   }
 
   /** Node closes what it has opened, and may have read ahead. */
@@ -173,8 +180,7 @@ export class PortableStream implements Stream {
   }
 
   peerUid(): number {
-    // Node's own, undocumented, and the only way to the descriptor.
-    const fd = (this.#readable as { _handle?: { fd?: number } | null })._handle?.fd ?? -1;
+    const fd = descriptorOf(this.#readable);
     return fd >= 0 && ffiAvailable() ? peerUid(fd) : -1;
   }
 }
