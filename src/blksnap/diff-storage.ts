@@ -14,6 +14,7 @@ import { MIB, formatSize } from '../util/units.ts';
 import { NO_MEMORY } from '../io/arena.ts';
 import { ALLOCATE_PUNCH_HOLE, completed } from '../io/reactor.ts';
 import type { Completion, Reactor } from '../io/reactor.ts';
+import type { Segments } from '../io/segments.ts';
 import { CHUNK, MAX_POSITION } from './chunk-table.ts';
 import { DEFAULT_PARAMETERS } from './parameters.ts';
 import { LABEL_CHUNKS, writeLabel } from './storage-label.ts';
@@ -308,17 +309,15 @@ export class DiffStorage {
 
   // --- storing, reading -----------------------------------------------------------------------
 
-  /** Reads from a row of positions, `skip` bytes into the first. */
-  read(
-    position: number,
-    skip: number,
-    to: { readonly at: number; readonly length: number },
-    completion: Completion,
-  ): void {
-    const piece = this.#pieceOf(position);
-    const offset = (position - piece.base) * CHUNK + skip;
-    if (piece.inMemory) this.#reactor.readCached(piece.fd, to.at, to.length, offset, completion);
-    else this.#reactor.read(piece.fd, to.at, to.length, offset, completion);
+  /** Reads from a row of positions, `skip` bytes into the first, what all segments take. */
+  read(position: number, skip: number, to: Segments, completion: Completion): void {
+    const { fd, base, inMemory } = this.#pieceOf(position);
+    const offset = (position - base) * CHUNK + skip;
+    const at = to.segments[0]!;
+    const length = to.segments[1]!;
+    if (to.count > 1) this.#reactor.readScatter(fd, to, offset, inMemory, completion);
+    else if (inMemory) this.#reactor.readCached(fd, at, length, offset, completion);
+    else this.#reactor.read(fd, at, length, offset, completion);
   }
 
   /** To be asked after each read: 0, or an errno when what was read there may not be what was stored. */

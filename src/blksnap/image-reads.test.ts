@@ -61,6 +61,38 @@ test('a write does not wait for a read of an image, and the read shows what was 
   await core.close();
 });
 
+test('what lies in a row in the storage is one read, wherever it belongs in the image', async () => {
+  const core = await Core.open();
+  const { disk, tracker } = await core.disk('a', MIB);
+  const part = 64 * KIB;
+  for (let i = 0; i < 16; i++) expect(await core.write(disk, i * part, part, i + 1)).toBe(0);
+  const snapshot = await core.set.create([tracker], { path: core.directory, limitBytes: Infinity });
+  const image = snapshot.images[0]!;
+  for (let i = 0; i < 16; i += 2) expect(await core.write(disk, i * part, part, 99)).toBe(0);
+  const shown = Buffer.concat(Array.from({ length: 16 }, (_, i) => Buffer.alloc(part, i + 1)));
+  const scattered = vi.spyOn(core.reactor, 'readScatter');
+  const rows = (): number[] => scattered.mock.calls.splice(0).map(([, { count }]) => count);
+
+  // What is on its way into the storage is read from memory.
+  const whole = async (): Promise<number[]> => {
+    expect((await core.read(image, 0, MIB)).data.equals(shown)).toBe(true);
+    return rows();
+  };
+  await expect.poll(whole).toEqual([8]);
+  // From within a chunk to within a chunk.
+  const [from, to] = [part - 512, 2 * part + 512];
+  expect((await core.read(image, from, to - from)).data.equals(shown.subarray(from, to))).toBe(true);
+  expect(rows()).toEqual([2]);
+  expect((await core.read(image, 512, MIB - 1024)).data.equals(shown.subarray(512, MIB - 512))).toBe(true);
+  expect(rows()).toEqual([8]);
+  // What was written to the image lies elsewhere.
+  expect(await core.write(image, 4 * part + 4 * KIB, 4 * KIB, 77)).toBe(0);
+  shown.fill(77, 4 * part + 4 * KIB, 4 * part + 8 * KIB);
+  expect(await whole()).toEqual([3, 6]);
+  await core.set.destroy(snapshot.id);
+  await core.close();
+});
+
 const DISK_BYTES = 4 * MIB;
 /** Of a large read while its origin is written. */
 const STEPS = DISK_BYTES / (32 * KIB);

@@ -1,29 +1,23 @@
 /** A snapshot image: the block device that shows an origin as it was at the take. Writable, unless the snapshot
  *  is persistent.
  *
- *  Reads take no locks and never delay the origin: a chunk that no area has saved is read from the
- *  origin; when that read ends, the chunk's state is looked at again. Still unsaved means that no
- *  write can have passed meanwhile, so the data is right; otherwise the saved copy is read.
- *
  *  Large reads while the origin is being written go one at a time, in small steps, so that writes get in between, and at
  *  a pace while there are many.
  *
  *  Writes go to an overlay of the image's own, in the same storage, and mark both change maps. */
 
-import { NO_MEMORY } from '../io/arena.ts';
-import type { Arena } from '../io/arena.ts';
 import type { Completion, Reactor } from '../io/reactor.ts';
 import { BioQueue, DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, rangeError } from '../block/bio.ts';
-import type { Bio, BioOwner, BioPool } from '../block/bio.ts';
+import type { Bio, BioPool } from '../block/bio.ts';
 import { pushExtent } from '../block/device.ts';
 import type { BlockDevice, Capabilities, Extent } from '../block/device.ts';
 import { assert, unreachable } from '../util/assert.ts';
 import { ERRNO } from '../util/errors.ts';
 import { GIB } from '../util/units.ts';
-import { CHUNK, FIRST_POSITION, GONE, STORING, UNSAVED, ZERO, chunkOf, runOf } from './chunk-table.ts';
-import type { ChunkIndex, ChunkTable } from './chunk-table.ts';
+import { CHUNK, UNSAVED, ZERO, chunkOf } from './chunk-table.ts';
 import type { DiffArea } from './diff-area.ts';
 import { ImageOverlay } from './image-overlay.ts';
+import { ImageReads } from './image-reads.ts';
 import type { Tracker } from './tracker.ts';
 
 const CAPABILITIES: Capabilities = {
@@ -46,34 +40,6 @@ const WRITTEN_MS = 10;
 const STEP_EVERY_MS = 0.4;
 const BUSY_MS = 1;
 
-/** Where a piece of a read came from; decides what is checked when it ends. */
-type Source = 'origin' | 'storage';
-
-/** A contiguous part of a read that one operation serves. Pooled. */
-class Piece implements BioOwner, Completion {
-  parent!: Bio;
-  source: Source = 'origin';
-  offset = 0;
-  length = 0;
-  at = 0;
-  /** Of what comes from storage. */
-  holder!: DiffArea;
-  position = 0;
-  readonly #image: SnapshotImage;
-
-  constructor(image: SnapshotImage) {
-    this.#image = image;
-  }
-
-  bioEnded(bio: Bio): void {
-    this.#image.originRead(this, bio);
-  }
-
-  complete(result: number): void {
-    this.#image.storageRead(this, result);
-  }
-}
-
 export interface SnapshotImageOptions {
   readonly name: string;
   readonly reactor: Reactor;
@@ -92,11 +58,9 @@ export class SnapshotImage implements BlockDevice {
   readonly capabilities = CAPABILITIES;
   readonly area: DiffArea;
   readonly tracker: Tracker;
-  readonly #pool: BioPool;
-  readonly #arena: Arena;
   readonly #reactor: Reactor;
   readonly #overlay: ImageOverlay;
-  readonly #sparePieces: Piece[] = [];
+  readonly #reads: ImageReads;
   /** Large reads that go step by step; the first is under way, and `#steppedBytes` of it are done or being read. */
   readonly #stepping = new BioQueue();
   #steppedBytes = 0;
@@ -123,10 +87,11 @@ export class SnapshotImage implements BlockDevice {
     this.tracker = tracker;
     this.area = area;
     this.readOnly = area.journal !== null;
-    this.#pool = pool;
-    this.#arena = reactor.arena;
     this.#reactor = reactor;
-    this.#overlay = new ImageOverlay({ image: this, storage: area.storage, reactor, pool, size: area.size });
+    const overlay = new ImageOverlay({ image: this, storage: area.storage, reactor, pool, size: area.size });
+    this.#overlay = overlay;
+    const ended = (parent: Bio, status: number): void => this.#partEnded(parent, status);
+    this.#reads = new ImageReads({ tracker, area, overlay, arena: reactor.arena, pool, ended });
   }
 
   /** Name of the disk that the image shows. */
@@ -207,8 +172,8 @@ export class SnapshotImage implements BlockDevice {
       if (this.#stepping.peek() === bio) this.step();
       return;
     }
-    this.#readRange(bio, bio.offset, bio.length, bio.at);
-    this.#pieceEnded(bio, 0);
+    this.#reads.start(bio, bio.offset, bio.length, bio.at);
+    this.#partEnded(bio, 0);
   }
 
   /** Starts the next step of the first stepping read when nothing of it is under way, and it is time. What takes no I/O
@@ -222,12 +187,12 @@ export class SnapshotImage implements BlockDevice {
       if (from === bio.length) {
         this.#stepping.shift();
         this.#steppedBytes = 0;
-        this.#pieceEnded(bio, 0);
+        this.#partEnded(bio, 0);
         continue;
       }
       const length = Math.min(STEP_BYTES, bio.length - from);
       this.#steppedBytes += length;
-      this.#readRange(bio, bio.offset + from, length, bio.at + from);
+      this.#reads.start(bio, bio.offset + from, length, bio.at + from);
     }
     this.#inStep = false;
   }
@@ -245,7 +210,7 @@ export class SnapshotImage implements BlockDevice {
     return true;
   }
 
-  #pieceEnded(parent: Bio, status: number): void {
+  #partEnded(parent: Bio, status: number): void {
     if (status !== 0) parent.status = status;
     if (--parent.waiting > 0) {
       // One step a turn: the writes that came meanwhile go first.
@@ -254,146 +219,6 @@ export class SnapshotImage implements BlockDevice {
     }
     parent.end(this.area.brokenBy !== 0 ? ERRNO.EIO : parent.status);
     this.#left();
-  }
-
-  /** Starts one operation for each part of the range that lies in one place. */
-  #readRange(parent: Bio, offset: number, length: number, at: number): void {
-    const cow = this.tracker.cow;
-    const index = cow.areas.indexOf(this.area);
-    const end = offset + length;
-    let from = offset;
-    while (from < end) {
-      const chunk = chunkOf(from);
-      const overlaid = this.#overlay.table.get(chunk);
-      const holder = overlaid !== UNSAVED ? this.area : cow.areas.lookUp(index, chunk);
-      if (holder === null) {
-        from = this.#readOrigin(parent, index, from, end, at + from - offset);
-        continue;
-      }
-      const value = overlaid !== UNSAVED ? overlaid : holder.table.get(chunk);
-      if (value === GONE) {
-        parent.status = ERRNO.EIO;
-        from = (chunk + 1) * CHUNK;
-        continue;
-      }
-      const table = overlaid !== UNSAVED ? this.#overlay.table : holder.table;
-      from = this.#readSaved(parent, holder, table, value, from, end, at + from - offset);
-    }
-  }
-
-  /** Reads as much as nobody has saved from the origin. Returns where it stopped. */
-  #readOrigin(parent: Bio, index: number, from: number, end: number, at: number): number {
-    const cow = this.tracker.cow;
-    let to = (chunkOf(from) + 1) * CHUNK;
-    while (
-      to < end &&
-      this.#overlay.table.get(chunkOf(to)) === UNSAVED &&
-      cow.areas.lookUp(index, chunkOf(to)) === null
-    )
-      to += CHUNK;
-    to = Math.min(to, end);
-    const piece = this.#piece(parent, 'origin', from, to - from, at);
-    this.tracker.below.submit(this.#pool.get(READ, from, to - from, at, 0, piece));
-    return to;
-  }
-
-  /** Reads saved chunks: zeros, memory of a copy under way or of the storage, or those that lie in a row in its file. */
-  #readSaved(
-    parent: Bio,
-    holder: DiffArea,
-    table: ChunkTable,
-    value: number,
-    from: number,
-    end: number,
-    at: number,
-  ): number {
-    const chunk = chunkOf(from);
-    let to = Math.min((chunk + 1) * CHUNK, end);
-    const inChunk = from - chunk * CHUNK;
-    if (value === ZERO) {
-      this.#arena.bytes.fill(0, at, at + to - from);
-      return to;
-    }
-    if (value >= STORING) {
-      const run = holder.runs[runOf(value)]!;
-      const source = run.at + (chunk - run.first) * CHUNK + inChunk;
-      this.#arena.bytes.copyWithin(at, source, source + to - from);
-      return to;
-    }
-    const place = holder.storage.placeOf(value - FIRST_POSITION);
-    if (place !== NO_MEMORY) {
-      this.#arena.bytes.copyWithin(at, place + inChunk, place + inChunk + to - from);
-      return to;
-    }
-    for (let next = 1; to < end; next++) {
-      const follows = (chunk + next) as ChunkIndex;
-      if (table.get(follows) !== value + next) break;
-      // A chunk of an area must not be covered by the overlay.
-      if (table !== this.#overlay.table && this.#overlay.table.get(follows) !== UNSAVED) break;
-      // Older areas come first: the row ends where one of them has saved the chunk. None comes before our own.
-      if (
-        table !== this.#overlay.table &&
-        holder !== this.area &&
-        this.tracker.cow.areas.lookUp(this.tracker.cow.areas.indexOf(this.area), follows) !== holder
-      )
-        break;
-      to = Math.min(to + CHUNK, end);
-    }
-    const piece = this.#piece(parent, 'storage', from, to - from, at);
-    piece.holder = holder;
-    piece.position = value - FIRST_POSITION;
-    holder.storage.read(value - FIRST_POSITION, inChunk, { at, length: to - from }, piece);
-    return to;
-  }
-
-  #piece(parent: Bio, source: Source, offset: number, length: number, at: number): Piece {
-    const piece = this.#sparePieces.pop() ?? new Piece(this);
-    parent.waiting++;
-    piece.parent = parent;
-    piece.source = source;
-    piece.offset = offset;
-    piece.length = length;
-    piece.at = at;
-    return piece;
-  }
-
-  /** The look again: what was saved while we read may have been overwritten under the read. */
-  originRead(piece: Piece, bio: Bio): void {
-    const { parent, offset, length, at } = piece;
-    const status = bio.status;
-    this.#pool.put(bio);
-    this.#sparePieces.push(piece);
-    if (status === 0 && this.area.brokenBy === 0 && this.#anySaved(offset, length)) {
-      this.#readRange(parent, offset, length, at);
-    }
-    this.#pieceEnded(parent, status);
-  }
-
-  #anySaved(offset: number, length: number): boolean {
-    const cow = this.tracker.cow;
-    const index = cow.areas.indexOf(this.area);
-    const last = chunkOf(offset + length - 1);
-    for (let chunk = chunkOf(offset); chunk <= last; chunk++) {
-      if (cow.areas.lookUp(index, chunk) !== null) return true;
-    }
-    return false;
-  }
-
-  storageRead(piece: Piece, result: number): void {
-    const { parent, length, holder, position } = piece;
-    this.#sparePieces.push(piece);
-    const lost = holder.storage.lostAt(position);
-    // Freed under the read, it would read as zeros.
-    const gone = this.area.released && this.#anyGone(piece.offset, length);
-    this.#pieceEnded(parent, lost !== 0 ? lost : result === length && !gone ? 0 : result < 0 ? -result : ERRNO.EIO);
-  }
-
-  #anyGone(offset: number, length: number): boolean {
-    const last = chunkOf(offset + length - 1);
-    for (let chunk = chunkOf(offset); chunk <= last; chunk++) {
-      if (this.area.table.get(chunk) === GONE && this.#overlay.table.get(chunk) === UNSAVED) return true;
-    }
-    return false;
   }
 
   /** A reader is done with the range: see CopyOnWrite.release. Reading it again ends with EIO, or with the right

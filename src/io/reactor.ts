@@ -13,6 +13,7 @@
  *  - Promise-based methods are for slow paths. */
 
 import type { Arena } from './arena.ts';
+import type { Segments } from './segments.ts';
 import type { SlabPool } from './slab-pool.ts';
 
 /** What an operation reports its end to. */
@@ -91,6 +92,8 @@ export interface Reactor {
   /** Gathers `count` segments into one write. `segments` holds pairs of (at, length), and must stay
    *  untouched until the end. At most IOV_MAX (1024) segments. */
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void;
+  /** Scatters one read over segments, as writeGather gathers them; with `cached`, as readCached. */
+  readScatter(fd: number, to: Segments, offset: number, cached: boolean, completion: Completion): void;
   /** fdatasync. */
   sync(fd: number, completion: Completion): void;
   /** Whether cached data of the file could not be written back since it was opened: 0, or -errno, which is told once. Data

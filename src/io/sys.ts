@@ -49,6 +49,7 @@ interface Libc {
   getsockname(fd: number, address: Uint8Array, length: Uint8Array): number;
   pread(fd: number, address: number, length: number, offset: number): Num;
   pwrite(fd: number, address: number, length: number, offset: number): Num;
+  preadv(fd: number, iovecs: number, count: number, offset: number): Num;
   pwritev(fd: number, iovecs: number, count: number, offset: number): Num;
   sendmsg(fd: number, header: number, flags: number): Num;
   uringSetup(nr: number, entries: number, params: Uint8Array): Num;
@@ -97,6 +98,7 @@ function libc(): Libc {
     getsockname: bind('int getsockname(int, void*, void*)'),
     pread: bind('int pread(int, uint64_t, size_t, int64_t)'),
     pwrite: bind('int pwrite(int, uint64_t, size_t, int64_t)'),
+    preadv: bind('int preadv(int, uint64_t, int, int64_t)'),
     pwritev: bind('int pwritev(int, uint64_t, int, int64_t)'),
     sendmsg: bind('int sendmsg(int, uint64_t, int)'),
     uringSetup: bind('long syscall(long, uint32_t, void*)'),
@@ -293,13 +295,17 @@ export function socketName(fd: number): Uint8Array | number {
   return result < 0 ? result : address.subarray(0, new Uint32Array(length.buffer)[0]);
 }
 
-/** pread, pwrite and pwritev at an address, and sendmsg of a struct msghdr: counts, or -errno. Of less than 2 GiB. */
+/** pread, pwrite, preadv and pwritev at an address, and sendmsg of a struct msghdr: counts, or -errno. Of less than 2 GiB. */
 export function readAt(fd: number, address: number, length: number, offset: number): number {
   return checked(libc().pread(fd, address, length, offset));
 }
 
 export function writeAt(fd: number, address: number, length: number, offset: number): number {
   return checked(libc().pwrite(fd, address, length, offset));
+}
+
+export function readVectorAt(fd: number, iovecs: number, count: number, offset: number): number {
+  return checked(libc().preadv(fd, iovecs, count, offset));
 }
 
 export function writeVectorAt(fd: number, iovecs: number, count: number, offset: number): number {

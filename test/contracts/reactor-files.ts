@@ -126,6 +126,35 @@ export function fileContract(open: OpenReactor): void {
       expect(written.length).toBe(4299);
     });
 
+    it('scatters one read over segments, in order, and says how much there was', async () => {
+      const { reactor, memory, bytes, file, run } = bench();
+      const data = pattern(300_000);
+      const fd = file('a', data);
+      const at = memory(512 * 1024);
+      for (const cached of [false, true]) {
+        // The longer one is not read at once.
+        for (const [first, second] of [
+          [5000, 100],
+          [100_000, 100_000],
+        ] as const) {
+          bytes(at, 512 * 1024).fill(0xee);
+          const segments = Float64Array.of(at + 4096, 0, at + 256 * 1024, first, at + 3, second);
+          const [count, total] = [3, first + second];
+          expect(await run((c) => reactor.readScatter(fd, { segments, count }, 10, cached, c))).toBe(total);
+          expect(Buffer.compare(bytes(at + 256 * 1024, first), data.subarray(10, 10 + first))).toBe(0);
+          expect(Buffer.compare(bytes(at + 3, second), data.subarray(10 + first, 10 + total))).toBe(0);
+          expect([bytes(at, 3)[2], bytes(at + 3 + second, 1)[0], bytes(at + 256 * 1024 + first, 1)[0]]).toEqual([
+            0xee, 0xee, 0xee,
+          ]);
+          const end = data.length - first - 1;
+          expect(await run((c) => reactor.readScatter(fd, { segments, count }, end, cached, c))).toBe(first + 1);
+          expect(bytes(at + 3, 1)[0]).toBe(data.at(-1));
+        }
+        const none = { segments: Float64Array.of(at, 512), count: 1 };
+        expect(await run((c) => reactor.readScatter(-1, none, 0, cached, c))).toBe(-ERRNO.EBADF);
+      }
+    });
+
     it('gathers 1024 segments', async () => {
       const { reactor, dir, memory, bytes, file, run } = bench();
       const fd = file('a');

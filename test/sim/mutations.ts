@@ -17,6 +17,7 @@ const RESTORE = 'src/blksnap/restore-snapshot.ts';
 const JOURNAL = 'src/blksnap/journal.ts';
 const READER = 'src/blksnap/journal-reader.ts';
 const IMAGE = 'src/blksnap/image.ts';
+const READS = 'src/blksnap/image-reads.ts';
 const OVERLAY = 'src/blksnap/image-overlay.ts';
 const AREA = 'src/blksnap/diff-area.ts';
 const STORAGE = 'src/blksnap/diff-storage.ts';
@@ -40,8 +41,8 @@ const DURABLE = 'src/util/durable.ts';
 
 export const MUTATIONS: readonly Mutation[] = [
   {
-    file: IMAGE,
-    text: 'if (status === 0 && this.area.brokenBy === 0 && this.#anySaved(offset, length)) {',
+    file: READS,
+    text: 'if (status === 0 && area.brokenBy === 0 && this.#anySaved(offset, length)) {',
     replacement: 'if (status !== 0 && this.#anySaved(offset, length)) {',
     why: 'an image read does not look again at what was saved while it read the origin',
   },
@@ -120,9 +121,9 @@ export const MUTATIONS: readonly Mutation[] = [
     why: 'what was read straight into the storage is given back, although it is kept there',
   },
   {
-    file: IMAGE,
-    text: 'this.#arena.bytes.copyWithin(at, place + inChunk, place + inChunk + to - from);',
-    replacement: 'this.#arena.bytes.copyWithin(at, place, place + to - from);',
+    file: READS,
+    text: 'bytes.copyWithin(at, place + inChunk, place + inChunk + to - from);',
+    replacement: 'bytes.copyWithin(at, place, place + to - from);',
     why: 'a part of a chunk that is kept in memory is read from its beginning',
   },
   {
@@ -132,25 +133,25 @@ export const MUTATIONS: readonly Mutation[] = [
     why: 'writes that wait for memory are not told when there is some',
   },
   {
-    file: IMAGE,
-    text: 'const holder = overlaid !== UNSAVED ? this.area : cow.areas.lookUp(index, chunk);',
-    replacement: 'const holder = overlaid !== UNSAVED ? this.area : cow.areas.lookUp(index + 1, chunk);',
+    file: READS,
+    text: 'const holder = overlaid !== UNSAVED ? area : areas.lookUp(index, chunk);',
+    replacement: 'const holder = overlaid !== UNSAVED ? area : areas.lookUp(index + 1, chunk);',
     why: 'an image reads the newer areas, and not its own',
   },
   {
-    file: IMAGE,
-    text: '      if (table.get(follows) !== value + next) break;',
-    replacement: '      if (table.get(follows) < FIRST_POSITION) break;',
+    file: READS,
+    text: '      (position - this.position) * CHUNK + skip === this.skip + this.bytes &&',
+    replacement: '      position > this.position &&\n      skip === 0 &&',
     why: 'saved chunks are read in a row where they do not lie in one',
   },
   {
-    file: IMAGE,
-    text: 'if (table !== this.#overlay.table && this.#overlay.table.get(follows) !== UNSAVED) break;',
-    replacement: '',
-    why: 'a row of saved chunks hides one that was written to the image',
+    file: READS,
+    text: 'while (to < end && overlay.table.get(chunkOf(to)) === UNSAVED && areas.lookUp(index, chunkOf(to)) === null)',
+    replacement: 'while (to < end && areas.lookUp(index, chunkOf(to)) === null)',
+    why: 'a row of chunks that nobody has saved hides one that was written to the image',
   },
   {
-    file: IMAGE,
+    file: READS,
     text: 'const source = run.at + (chunk - run.first) * CHUNK + inChunk;',
     replacement: 'const source = run.at + inChunk;',
     why: 'a copy in memory is read from the first chunk of its run',
@@ -437,9 +438,9 @@ export const MUTATIONS: readonly Mutation[] = [
     why: 'a frame that could not be written counts as written',
   },
   {
-    file: IMAGE,
-    text: '    const lost = holder.storage.lostAt(position);',
-    replacement: '    const lost = 0 as number;',
+    file: READS,
+    text: 'const lost = row.storage.lostAt(row.position);',
+    replacement: 'const lost = 0 as number;',
     why: 'a read of the storage does not ask afterwards whether the storage has kept what it took',
   },
   {

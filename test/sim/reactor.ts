@@ -25,6 +25,8 @@ import type {
 import { closeSync } from 'node:fs';
 import { assert } from '../../src/util/assert.ts';
 import { BlksnapError, ERRNO } from '../../src/util/errors.ts';
+import { lengthOf } from '../../src/io/segments.ts';
+import type { Segments } from '../../src/io/segments.ts';
 import { SlabPool } from '../../src/io/slab-pool.ts';
 import type { Prng } from '../../src/util/prng.ts';
 import type { SimClock, SimProcess } from './clock.ts';
@@ -218,9 +220,31 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
     this.writeGather(fd, segments, count, offset, completion);
   }
 
+  readScatter(
+    fd: number,
+    { segments, count }: Segments,
+    offset: number,
+    _cached: boolean,
+    completion: Completion,
+  ): void {
+    const length = lengthOf(segments, count);
+    const effect = (file: SimFile, from: number, to: number): number => {
+      const data = new Uint8Array(Math.max(0, Math.min(offset + to, file.size) - offset - from));
+      file.read(offset + from, data);
+      for (let i = 0, place = 0; i < count; i++) {
+        const bytes = segments[i * 2 + 1]!;
+        const [first, end] = [Math.max(place, from), Math.min(place + bytes, from + data.length)];
+        if (first < end)
+          this.arena.bytes.set(data.subarray(first - from, end - from), segments[i * 2]! + first - place);
+        place += bytes;
+      }
+      return Math.max(0, Math.min(offset + to, file.size) - offset);
+    };
+    this.#start(fd, { kind: 'read', offset, length, effect }, completion);
+  }
+
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
-    let length = 0;
-    for (let i = 0; i < count; i++) length += segments[i * 2 + 1]!;
+    const length = lengthOf(segments, count);
     const effect = (file: SimFile, from: number, to: number): number => {
       const gathered = new Uint8Array(length);
       for (let i = 0, place = 0; i < count; i++) {

@@ -22,6 +22,8 @@ import type {
 import { InlineGuard } from '../inline-guard.ts';
 import { mapMemory, unmapMemory } from '../memory.ts';
 import type { ReactorMemory } from '../memory.ts';
+import { lengthOf } from '../segments.ts';
+import type { Segments } from '../segments.ts';
 import { noSlabs } from '../slab-pool.ts';
 import type { SlabPool } from '../slab-pool.ts';
 import { fallocate, ffiAvailable, writebackError } from '../sys.ts';
@@ -126,10 +128,29 @@ export class PortableReactor implements Reactor, SocketHost {
     }
   }
 
+  readScatter(
+    fd: number,
+    { segments, count }: Segments,
+    offset: number,
+    cached: boolean,
+    completion: Completion,
+  ): void {
+    if (!cached || !this.#mayInline(fd, lengthOf(segments, count))) {
+      const callback = this.#callback(completion);
+      if (fd < 0) this.#fail(callback, 'EBADF');
+      else fs.readv(fd, this.#views(segments, count), offset, callback);
+      return;
+    }
+    try {
+      this.finish(completion, fs.readvSync(fd, this.#views(segments, count), offset));
+    } catch (error) {
+      this.finish(completion, negativeErrno(error as NodeJS.ErrnoException));
+    }
+  }
+
   writeGatherCached(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
-    let length = 0;
-    for (let i = 0; i < count; i++) length += segments[i * 2 + 1]!;
-    if (!this.#mayInline(fd, length)) return this.writeGather(fd, segments, count, offset, completion);
+    if (!this.#mayInline(fd, lengthOf(segments, count)))
+      return this.writeGather(fd, segments, count, offset, completion);
     try {
       this.finish(completion, fs.writevSync(fd, this.#views(segments, count), offset));
     } catch (error) {

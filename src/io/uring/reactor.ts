@@ -37,6 +37,7 @@ import {
   OP_FALLOCATE,
   OP_FSYNC,
   OP_READ,
+  OP_READV,
   OP_WRITE,
   OP_WRITEV,
   Ring,
@@ -46,7 +47,10 @@ import { STREAM_MEMORY, UringStream } from './stream.ts';
 import type { StreamHost } from './stream.ts';
 import { Timers } from '../timers.ts';
 import { InlineGuard } from '../inline-guard.ts';
+import { DoneList } from './done-list.ts';
 import { GatherList } from './gather-list.ts';
+import { lengthOf } from '../segments.ts';
+import type { Segments } from '../segments.ts';
 
 const RWF_DSYNC = 2;
 const FSYNC_DATASYNC = 1;
@@ -96,11 +100,7 @@ export class UringReactor implements Reactor, StreamHost {
   readonly #timers = new Timers();
   readonly #hooks: Array<() => void> = [];
   readonly #gather = new GatherList();
-  /** Operations that were done at once; their completions run with those of the turn. */
-  #done: Completion[] = [];
-  #doneResults: number[] = [];
-  #spareDone: Completion[] = [];
-  #spareResults: number[] = [];
+  readonly #done = new DoneList();
   readonly #inline = new InlineGuard();
   /** Something was done at once in this turn. */
   #inlined = false;
@@ -187,23 +187,33 @@ export class UringReactor implements Reactor, StreamHost {
 
   /** For streams. Ends an operation that was done at once: its completion runs later in the turn. */
   finish(completion: Completion, result: number): void {
-    this.#done.push(completion);
-    this.#doneResults.push(result);
+    this.#done.add(completion, result);
     if (!this.#running) this.#wake();
   }
 
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
+    this.start(OP_WRITEV, fd, this.#iovecs(segments, count), count, offset, 0, completion);
+  }
+
+  readScatter(
+    fd: number,
+    { segments, count }: Segments,
+    offset: number,
+    cached: boolean,
+    completion: Completion,
+  ): void {
     const iovecs = this.#iovecs(segments, count);
-    this.start(OP_WRITEV, fd, iovecs, count, offset, 0, completion);
+    if (!cached || !this.#inline.allows(lengthOf(segments, count), this.#now))
+      return this.start(OP_READV, fd, iovecs, count, offset, 0, completion);
+    this.#inlined = true;
+    this.finish(completion, sys.readVectorAt(fd, iovecs, count, offset));
   }
 
   writeGatherCached(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
-    let length = 0;
-    for (let i = 0; i < count; i++) length += segments[i * 2 + 1]!;
-    const iovecs = this.#iovecs(segments, count);
-    if (!this.#inline.allows(length, this.#now)) return this.start(OP_WRITEV, fd, iovecs, count, offset, 0, completion);
+    if (!this.#inline.allows(lengthOf(segments, count), this.#now))
+      return this.writeGather(fd, segments, count, offset, completion);
     this.#inlined = true;
-    this.finish(completion, sys.writeVectorAt(fd, iovecs, count, offset));
+    this.finish(completion, sys.writeVectorAt(fd, this.#iovecs(segments, count), count, offset));
   }
 
   /** The address of the segments' iovecs. Good until the end of the turn, which submits. */
@@ -435,7 +445,8 @@ export class UringReactor implements Reactor, StreamHost {
     if (reaped > 0 || hasDone) this.#patienceMs = COOPERATIVE_WAITS_MS.first;
     else this.#patienceMs = Math.min(this.#patienceMs * 2, COOPERATIVE_WAITS_MS.longest);
     this.#timers.expire(this.#now);
-    this.#endDone();
+    // Not without end: the ring must have its turn.
+    this.#done.end(DONE_ROUNDS);
     // Replies leave in microtasks: before the hooks' background work, and after it those of what it ended.
     runMicrotasks?.();
     for (const hook of this.#hooks) hook();
@@ -461,22 +472,6 @@ export class UringReactor implements Reactor, StreamHost {
     ring.enter(1, this.#waitMs());
     if (performance.now() - began < SPIN_MS) this.#shortSleeps++;
     else this.#shortSleeps = 0;
-  }
-
-  /** Runs the completions of what was done at once, and of what those do at once, but not without
-   *  end: the ring must have its turn. */
-  #endDone(): void {
-    for (let round = 0; round < DONE_ROUNDS && this.#done.length > 0; round++) {
-      const done = this.#done;
-      const results = this.#doneResults;
-      this.#done = this.#spareDone;
-      this.#doneResults = this.#spareResults;
-      for (let i = 0; i < done.length; i++) done[i]!.complete(results[i]!);
-      done.length = 0;
-      results.length = 0;
-      this.#spareDone = done;
-      this.#spareResults = results;
-    }
   }
 
   /** How long the kernel may let us sleep: until the next timer, or -1. */

@@ -30,6 +30,7 @@ const EBUSY = 16;
 const ETIME = 62;
 
 // Operation codes.
+export const OP_READV = 1;
 export const OP_WRITEV = 2;
 export const OP_SENDMSG = 9;
 export const OP_FSYNC = 3;
