@@ -2,7 +2,9 @@
 
 import fs from 'node:fs';
 import type { BioPool } from '../block/bio.ts';
+import { onTmpfs } from '../io/files.ts';
 import type { Reactor } from '../io/reactor.ts';
+import { ffiAvailable } from '../io/sys.ts';
 import type { CopyProgress } from './copy.ts';
 import { dataRuns } from './data-runs.ts';
 import { checkPointFile } from './integrity.ts';
@@ -44,10 +46,11 @@ export async function copyWhileChecking(
   const meter = new CopyMeter(point.size, runs, options.onProgress);
   const damage: Damage[] = [];
   let complete = true;
+  const storesAtOnce = ffiAvailable() && !onTmpfs(file);
   const fd = fs.openSync(file, 'r+');
   try {
     for (const [index, link] of chain.entries()) {
-      const copy = { fd, path: file, runs: runs[index]! };
+      const copy = { fd, path: file, runs: runs[index]!, storesAtOnce };
       const onIncomplete = (): void => void (complete = false);
       const io = { copy, onIncomplete, onBytes: meter.add, signal: options.signal };
       damage.push(...(await checkPointFile(diskPath, link, io)));
