@@ -1,12 +1,17 @@
 /** Both drivers keep the reactor contract. */
 
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
 import { MessageChannel } from 'node:worker_threads';
 import { describe, expect, it } from 'vitest';
 import { reactorContract } from '../../test/contracts/reactor.ts';
 import { openDescriptors } from '../../test/contracts/reactor-bench.ts';
-import { MIB } from '../util/units.ts';
+import { KIB, MIB } from '../util/units.ts';
 import { NO_MEMORY } from './arena.ts';
 import { chooseDriver, openReactor } from './open.ts';
+import { completed } from './reactor.ts';
+import type { Stream } from './reactor.ts';
 
 const arenaBytes = 32 * MIB;
 const choice = await chooseDriver();
@@ -35,6 +40,30 @@ it('uring opens nothing when its arena is full', async (context) => {
   for (const at of places) reactor.arena.release(at);
   port1.close();
   await reactor.close();
+});
+
+it('a large send of uring over a unix socket does not wait until it is read', async (context) => {
+  context.skip(choice.driver !== 'uring', choice.reason);
+  const reactor = await openReactor({ driver: 'uring', arenaBytes: 4 * MIB, cooperative: true });
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-send-'));
+  const streams: Stream[] = [];
+  const listener = await reactor.listen({ kind: 'unix', path: path.join(directory, 's') }, {}, (one) =>
+    streams.push(one),
+  );
+  streams.push(await reactor.connect(listener.address));
+  await expect.poll(() => streams.length).toBe(2);
+  // What every system allows; as root, more.
+  const length = 300 * KIB;
+  const at = reactor.arena.allocate(length);
+  for (const stream of streams) {
+    stream.queue(at, length);
+    expect(await completed((done) => stream.send(done))).toBe(length);
+  }
+  for (const stream of streams) stream.close();
+  listener.close();
+  reactor.arena.release(at);
+  await reactor.close();
+  fs.rmSync(directory, { recursive: true });
 });
 
 describe('openReactor', () => {

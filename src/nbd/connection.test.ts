@@ -84,8 +84,10 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
     return client;
   };
 
-  const open = async (stallLimitMs?: number): Promise<void> => {
-    world = await NbdWorld.open({ driver, arenaBytes: 8 * MIB, ...(stallLimitMs !== undefined && { stallLimitMs }) });
+  const open = async (
+    options: { readonly arenaBytes?: number; readonly stallLimitMs?: number } = {},
+  ): Promise<void> => {
+    world = await NbdWorld.open({ driver, arenaBytes: 8 * MIB, ...options });
     device = world.addMemory('disk', SIZE);
     world.addMemory('fixed', SIZE, { readOnly: true });
   };
@@ -343,13 +345,15 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
   });
 
   it('lets go of a client that ended its side, and then left with replies waiting', async () => {
+    await world.close();
+    await open({ arenaBytes: 16 * MIB });
     const held = world.add('held', new HeldDevice('held', 4 * MIB, world.reactor.arena));
     const client = await connect('held', 'simple');
     client.socket.pause();
-    for (const offset of [0, MIB, 2 * MIB]) client.request(CMD_READ, offset, MIB / 2);
+    for (const offset of [0, MIB, 2 * MIB]) client.request(CMD_READ, offset, MIB);
     client.socket.end();
     await expect.poll(() => held.held.length).toBe(3);
-    // One reply at a time: the first fills the socket, the others wait behind it.
+    // One reply at a time: those before it fill the socket, the last waits behind them.
     for (const bio of held.held.splice(0)) {
       bio.end(0);
       await new Promise((resolve) => setTimeout(resolve, 20));
@@ -402,11 +406,12 @@ describe.each(drivers)('transmission, %s driver', (driver) => {
   // What exactly is standing still: stalling.test.ts.
   it('drops clients that hold memory and stand still while others wait for it', async () => {
     await world.close();
-    await open(200);
+    await open({ stallLimitMs: 200 });
     const lazy = await Promise.all([0, 1].map(() => connect('disk', 'simple')));
     for (const client of lazy) {
       client.socket.pause();
-      client.request(CMD_READ, 0, 2 * MIB);
+      // The first fills the socket.
+      for (let n = 0; n < 2; n++) client.request(CMD_READ, 0, 2 * MIB);
     }
     // All that clients may have.
     await expect.poll(() => world.reactor.arena.lentBytes).toBeGreaterThanOrEqual(4 * MIB);

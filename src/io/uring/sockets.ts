@@ -14,12 +14,16 @@ import type { StreamHost } from './stream.ts';
 const BACKLOG = 1024;
 const SOL_SOCKET = 1;
 const SO_REUSEADDR = 2;
+const SO_SNDBUF = 7;
 const SO_KEEPALIVE = 9;
+const SO_SNDBUFFORCE = 32;
 const IPPROTO_TCP = 6;
 const TCP_NODELAY = 1;
 const TCP_KEEPIDLE = 4;
 const TCP_KEEPINTVL = 5;
 const TCP_KEEPCNT = 6;
+/** Of a unix socket: a reply of 1 MiB fits, the kernel's own account of it included (it doubles what is asked for). */
+const SEND_BUFFER_BYTES = 1024 * 1024;
 const KEEPALIVE_INTERVAL_S = 10;
 const KEEPALIVE_PROBES = 6;
 /** sizeof(sockaddr_un.sun_path), with its terminating zero. */
@@ -131,14 +135,18 @@ export async function connectSocket(host: ConnectHost, address: SocketAddress, a
     fs.closeSync(fd);
     throw errnoError(-result, `Cannot connect to ${describe(address)}`);
   }
-  if (resolved.kind === 'tcp') prepareSocket(fd);
+  prepareSocket(fd);
   return fd;
 }
 
-/** Small replies leave at once, and a peer that vanished without a word is noticed. For TCP
- *  sockets; others need neither. */
+/** Over TCP small replies leave at once, and a peer that vanished without a word is noticed. A unix socket takes a large
+ *  reply in one go; where we may not go past the system's limit (net.core.wmem_max), as much of it as that allows. */
 export function prepareSocket(fd: number): void {
-  if (setSocketOption(fd, IPPROTO_TCP, TCP_NODELAY, 1) < 0) return;
+  if (setSocketOption(fd, IPPROTO_TCP, TCP_NODELAY, 1) < 0) {
+    if (setSocketOption(fd, SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER_BYTES) < 0)
+      setSocketOption(fd, SOL_SOCKET, SO_SNDBUF, SEND_BUFFER_BYTES);
+    return;
+  }
   setSocketOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
   setSocketOption(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
   setSocketOption(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);

@@ -11,7 +11,7 @@ import { peerUid, sendMessage, shutdownSocket } from '../sys.ts';
 import { OP_READ, OP_RECV, OP_SENDMSG, OP_WRITEV } from './ring.ts';
 
 const MSG_WAITALL = 0x100;
-/** Larger sends would not fit into a socket's buffer. */
+/** Larger sends may not fit into a socket's buffer. */
 const SEND_AT_ONCE = 192 * 1024;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_DONTWAIT = 0x40;
