@@ -17,6 +17,7 @@ import { MIB, alignDown, alignUp } from '../util/units.ts';
 import { totalBytes } from './ranges.ts';
 import type { ByteRange } from './ranges.ts';
 
+/** Of memory: small ranges share one, and are stored together. */
 const PIECE_BYTES = MIB;
 const PIECES = 8;
 /** How many ranges may be told to be done at a time, before the next are read. */
@@ -68,6 +69,18 @@ export async function copyRanges(
   return await copy.end();
 }
 
+/** A part of a range in a piece of memory, and the errno that its read will end with. */
+interface Part extends ByteRange {
+  readonly at: number;
+  readonly reading: Promise<number>;
+}
+
+interface Piece {
+  readonly at: number;
+  used: number;
+  readonly parts: Part[];
+}
+
 class Copy {
   readonly #from: BlockDevice;
   readonly #to: CopySink;
@@ -75,6 +88,8 @@ class Copy {
   readonly #granule: number;
   readonly #pieces: number[] = [];
   readonly #free: number[] = [];
+  /** Is being filled. */
+  #open: Piece | null = null;
   /** Ranges that are being told to be done. */
   #announcing = 0;
   #wake: (() => void) | null = null;
@@ -141,6 +156,7 @@ class Copy {
 
   /** Waits for what is under way, gives the memory back, and tells how it went. */
   async end(): Promise<CopyProgress> {
+    this.#close();
     while (this.#free.length < this.#pieces.length || this.#announcing > 0) await this.#nextFree();
     await this.#started;
     for (const at of this.#pieces) this.#context.reactor.arena.release(at);
@@ -155,8 +171,13 @@ class Copy {
     if (this.#error !== null) throw this.#error;
   }
 
-  /** A piece of memory to work with. Throws when there is no point in going on. */
-  async #piece(): Promise<number> {
+  /** A piece of memory with room for so much. Throws when there is no point in going on. */
+  async #room(length: number): Promise<Piece> {
+    if (this.#open !== null && this.#open.used + length > PIECE_BYTES) this.#close();
+    return (this.#open ??= { at: await this.#memory(), used: 0, parts: [] });
+  }
+
+  async #memory(): Promise<number> {
     for (;;) {
       this.#checkGoingOn();
       const at = this.#announcing < ANNOUNCING ? this.#free.pop() : undefined;
@@ -180,34 +201,44 @@ class Copy {
   }
 
   async #data(offset: number, length: number): Promise<void> {
-    const at = await this.#piece();
+    const piece = await this.#room(length);
+    const at = piece.at + piece.used;
     const reading = runBio(this.#context.pool, this.#from, { op: READ, offset, length, at });
+    piece.parts.push({ offset, length, at, reading });
+    piece.used += length;
+    if (piece.used === PIECE_BYTES) this.#close();
+  }
+
+  /** Has the open piece stored: nothing more will be read into it. */
+  #close(): void {
+    if (this.#open === null) return;
     const turn = this.#started;
     let start!: () => void;
     this.#started = new Promise((resolve) => (start = resolve));
-    void this.#store(offset, at, length, { reading, turn, start });
+    void this.#store(this.#open, { turn, start });
+    this.#open = null;
   }
 
   /** Writes a piece once it is read and the piece before has been started. Never rejects. */
   async #store(
-    offset: number,
-    at: number,
-    length: number,
-    order: { readonly reading: Promise<number>; readonly turn: Promise<void>; readonly start: () => void },
+    { at, used, parts }: Piece,
+    order: { readonly turn: Promise<void>; readonly start: () => void },
   ): Promise<void> {
     try {
-      const status = await order.reading;
-      if (status !== 0)
-        throw errnoError(status, `Cannot read ${length} bytes at offset ${offset} of "${this.#from.name}"`);
-      this.#bytesRead += length;
+      const statuses = await Promise.all(parts.map(({ reading }) => reading));
+      for (const [index, { offset, length }] of parts.entries()) {
+        if (statuses[index] !== 0)
+          throw errnoError(statuses[index]!, `Cannot read ${length} bytes at offset ${offset} of "${this.#from.name}"`);
+        this.#bytesRead += length;
+      }
       await order.turn;
       if (this.#error !== null) return;
-      const writes = this.#startWrites(offset, at, length);
+      const writes = parts.flatMap((part) => this.#startWrites(part));
       order.start();
       // Not `all`: the memory may be given back only when every write has ended.
       for (const outcome of await Promise.allSettled(writes)) if (outcome.status === 'rejected') throw outcome.reason;
-      void this.#announce({ offset, length });
-      this.#advance(length);
+      for (const { offset, length } of parts) void this.#announce({ offset, length });
+      this.#advance(used);
     } catch (cause) {
       this.fail(cause);
     } finally {
@@ -230,7 +261,7 @@ class Copy {
     }
   }
 
-  #startWrites(offset: number, at: number, length: number): Array<Promise<void>> {
+  #startWrites({ offset, at, length }: Part): Array<Promise<void>> {
     const data = this.#context.reactor.arena.bytes.subarray(at, at + length);
     const zeroAt = (start: number): boolean => isZero(data.subarray(start, start + this.#granule));
     const writes: Array<Promise<void>> = [];
@@ -251,6 +282,7 @@ class Copy {
   }
 
   async #zero(offset: number, length: number): Promise<void> {
+    this.#close();
     await this.#started;
     this.#checkGoingOn();
     await this.#to.zero(offset, length);

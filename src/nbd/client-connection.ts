@@ -38,8 +38,9 @@ import {
 } from './protocol.ts';
 import type { HeaderStyle } from './protocol.ts';
 
-/** With reads above this size under way, little is received at once, so that their data goes straight to its place. */
-const LARGE_READ = 32 * KIB;
+/** With reads above this size under way, little is received at once, so that their data goes straight to its place. To
+ *  copy less takes no longer than to receive it by itself. */
+const LARGE_READ = 64 * KIB;
 const SMALL_RECEIVE = 4 * KIB;
 const RECEIVE_BYTES = CONNECTION_BYTES - SLOTS_BYTES;
 const ERROR_CHUNK_LIMIT = STRING_LIMIT + 64;

@@ -20,6 +20,13 @@ export interface FileChecksums {
   readonly checksums: string[];
 }
 
+/** Memory that is, or will be, written to the file. */
+interface Run {
+  readonly at: number;
+  readonly offset: number;
+  length: number;
+}
+
 export class FileLog {
   readonly path: string;
   readonly #reactor: Reactor;
@@ -28,6 +35,8 @@ export class FileLog {
   readonly #sums = new RangeChecksums();
   #end: number;
   #underWay = 0;
+  /** The last run, as long as it can grow. */
+  #gathered: (Run & { readonly written: Promise<void> }) | null = null;
   #idle: Array<() => void> = [];
   #failure: BlksnapError | null = null;
 
@@ -60,17 +69,31 @@ export class FileLog {
   }
 
   /** Writes arena memory to the next clusters; the rest of the last one stays zero. Their place is `end`
-   *  as of the call. */
-  async append(at: number, length: number): Promise<void> {
-    this.checkFailure();
+   *  as of the call. What neighbours in memory as well goes in one write. */
+  append(at: number, length: number): Promise<void> {
+    if (this.#failure !== null) return Promise.reject(this.#failure);
     const offset = this.#end;
-    const space = alignUp(length, this.#clusterSize);
-    this.#end += space;
+    this.#end += alignUp(length, this.#clusterSize);
+    const last = this.#gathered;
+    if (last !== null && last.at + last.length === at && last.offset + last.length === offset) {
+      last.length += length;
+      return last.written;
+    }
+    const run = { at, offset, length };
+    // When all that is ready has been appended.
+    const written = Promise.resolve().then(() => this.#write(run));
+    this.#gathered = Object.assign(run, { written });
     this.#underWay++;
+    return written;
+  }
+
+  async #write(run: Run): Promise<void> {
+    if (this.#gathered === run) this.#gathered = null;
+    const { at, offset, length } = run;
     try {
       const writing = writeWhole(this.#reactor, { fd: this.#fd, path: this.path }, at, length, offset);
       this.#sums.update(this.#reactor.arena.bytes.subarray(at, at + length));
-      this.#sums.updateZeroes(space - length);
+      this.#sums.updateZeroes(alignUp(length, this.#clusterSize) - length);
       await writing;
     } catch (cause) {
       this.fail(cause);
