@@ -21,7 +21,7 @@ import type { ByteRange } from './ranges.ts';
 const PIECE_BYTES = MIB;
 const PIECES = 8;
 /** How many ranges may be told to be done at a time, before the next are read. */
-const ANNOUNCING = 32;
+const ANNOUNCING = 256;
 /** How far ahead one question about extents reaches. */
 const EXTENTS_AHEAD_BYTES = 1024 * MIB;
 const PROGRESS_INTERVAL_MS = 100;
@@ -48,7 +48,7 @@ export interface CopyContext {
   readonly pool: BioPool;
   /** Called about ten times a second, and at the end. */
   readonly onProgress?: ((progress: CopyProgress) => void) | undefined;
-  /** Called when a range is where it should go, and will not be read again; must not reject. */
+  /** Called, in the order of offsets, when a range is where it should go, and will not be read again; must not reject. */
   readonly onDone?: ((range: ByteRange) => Promise<void>) | undefined;
   /** Aborted: the copy fails with ECANCELED. */
   readonly signal?: AbortSignal | undefined;
@@ -96,6 +96,8 @@ class Copy {
   #error: BlksnapError | null = null;
   /** Resolves when everything handed in so far has been started on the sink. */
   #started: Promise<void> = Promise.resolve();
+  /** Resolves when all of it has been told to be done, or has failed. */
+  #told: Promise<void> = Promise.resolve();
   readonly #bytesTotal: number;
   #bytesDone = 0;
   #bytesRead = 0;
@@ -157,6 +159,7 @@ class Copy {
   /** Waits for what is under way, gives the memory back, and tells how it went. */
   async end(): Promise<CopyProgress> {
     this.#close();
+    await this.#told;
     while (this.#free.length < this.#pieces.length || this.#announcing > 0) await this.#nextFree();
     await this.#started;
     for (const at of this.#pieces) this.#context.reactor.arena.release(at);
@@ -215,7 +218,7 @@ class Copy {
     const turn = this.#started;
     let start!: () => void;
     this.#started = new Promise((resolve) => (start = resolve));
-    void this.#store(this.#open, { turn, start });
+    this.#announce(this.#open.parts, this.#store(this.#open, { turn, start }));
     this.#open = null;
   }
 
@@ -237,7 +240,6 @@ class Copy {
       order.start();
       // Not `all`: the memory may be given back only when every write has ended.
       for (const outcome of await Promise.allSettled(writes)) if (outcome.status === 'rejected') throw outcome.reason;
-      for (const { offset, length } of parts) void this.#announce({ offset, length });
       this.#advance(used);
     } catch (cause) {
       this.fail(cause);
@@ -247,12 +249,20 @@ class Copy {
     }
   }
 
-  /** Tells that a range is done, beside the reads of the next ones. */
-  async #announce(range: ByteRange): Promise<void> {
-    if (this.#context.onDone === undefined) return;
+  /** Tells that ranges are done once they are stored, and what came before was told; beside the reads of the next ones. */
+  #announce(ranges: readonly ByteRange[], stored: Promise<void>): void {
+    const before = this.#told;
+    this.#told = (async () => {
+      await stored;
+      await before;
+      if (this.#error === null) for (const { offset, length } of ranges) void this.#tell({ offset, length });
+    })();
+  }
+
+  async #tell(range: ByteRange): Promise<void> {
     this.#announcing++;
     try {
-      await this.#context.onDone(range);
+      await this.#context.onDone?.(range);
     } catch (cause) {
       this.fail(cause);
     } finally {
@@ -285,8 +295,9 @@ class Copy {
     this.#close();
     await this.#started;
     this.#checkGoingOn();
+    while (this.#announcing >= ANNOUNCING) await this.#nextFree();
     await this.#to.zero(offset, length);
-    await this.#context.onDone?.({ offset, length });
+    this.#announce([{ offset, length }], Promise.resolve());
     this.#advance(length);
   }
 
