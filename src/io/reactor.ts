@@ -96,6 +96,9 @@ export interface Reactor {
   readScatter(fd: number, to: Segments, offset: number, cached: boolean, completion: Completion): void;
   /** fdatasync. */
   sync(fd: number, completion: Completion): void;
+  /** Has the system begin to write cached data of the range back, so that a sync has less to wait for; nothing is promised, and
+   *  drivers may do nothing. Ends with 0, or -errno. */
+  beginWriteback(fd: number, offset: number, length: number, completion: Completion): void;
   /** Whether cached data of the file could not be written back since it was opened: 0, or -errno, which is told once. Data
    *  that is read afterwards may not be what was written. At once; always 0 where the platform does not tell. */
   writebackError(fd: number): number;

@@ -9,10 +9,13 @@ import { assert } from '../util/assert.ts';
 import { CHECKSUM_RANGE_BYTES, RangeChecksums } from '../util/checksum.ts';
 import { errnoError, toBlksnapError } from '../util/errors.ts';
 import type { BlksnapError } from '../util/errors.ts';
-import { alignUp } from '../util/units.ts';
+import { alignUp, MIB } from '../util/units.ts';
 import { borrow, readWhole, writeWhole } from '../io/files.ts';
 import { completed } from '../io/reactor.ts';
 import type { Reactor } from '../io/reactor.ts';
+
+/** Written back at a time. */
+const WRITEBACK_BYTES = 8 * MIB;
 
 export interface FileChecksums {
   readonly rangeBytes: number;
@@ -35,6 +38,8 @@ export class FileLog {
   readonly #sums = new RangeChecksums();
   #end: number;
   #underWay = 0;
+  /** Where the part of the file ends that is being written back. */
+  #writtenBack = 0;
   /** The last run, as long as it can grow. */
   #gathered: (Run & { readonly written: Promise<void> }) | null = null;
   #idle: Array<() => void> = [];
@@ -95,13 +100,28 @@ export class FileLog {
       this.#sums.update(this.#reactor.arena.bytes.subarray(at, at + length));
       this.#sums.updateZeroes(alignUp(length, this.#clusterSize) - length);
       await writing;
+      this.#beginWriteback(offset + length);
     } catch (cause) {
       this.fail(cause);
       throw cause;
     } finally {
-      this.#underWay--;
-      if (this.#underWay === 0) this.#wakeIdle();
+      this.#ended();
     }
+  }
+
+  /** What is written goes to the disk beside the next writes, not all of it in the sync at the end. */
+  #beginWriteback(end: number): void {
+    if (end - this.#writtenBack < WRITEBACK_BYTES) return;
+    // Once more for what was on its way when it was begun before.
+    const from = Math.max(0, this.#writtenBack - WRITEBACK_BYTES);
+    this.#writtenBack = end;
+    this.#underWay++;
+    void completed((c) => this.#reactor.beginWriteback(this.#fd, from, end - from, c)).then(() => this.#ended());
+  }
+
+  #ended(): void {
+    this.#underWay--;
+    if (this.#underWay === 0) this.#wakeIdle();
   }
 
   async whenIdle(): Promise<void> {

@@ -1,5 +1,5 @@
 import fs from 'node:fs';
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { Reactor } from '../io/reactor.ts';
 import { RangeChecksums } from '../util/checksum.ts';
 import { ERRNO } from '../util/errors.ts';
@@ -44,6 +44,38 @@ test('nobody else can read the file, and an existing one is not touched', async 
   });
   await writer.finish();
   expect((await bench.readImage(file)).equals(Buffer.alloc(8 * CLUSTER + 512))).toBe(true);
+});
+
+test('neighbours in memory that are stored at once go in one write, and are written back before the end', async () => {
+  const { reactor } = bench;
+  const write = vi.spyOn(reactor, 'write');
+  const writeback = vi.spyOn(reactor, 'beginWriteback');
+  const writer = await create({ size: 1024 * CLUSTER });
+  try {
+    const stored = [7, 3, 900].map((cluster, index) => writer.write(cluster * CLUSTER, at + index * CLUSTER, CLUSTER));
+    stored.push(writer.write(5 * CLUSTER, at, CLUSTER));
+    await Promise.all(stored);
+    expect(write.mock.calls.map(([, place, length, offset]) => [place - at, length, offset])).toEqual([
+      [0, 3 * CLUSTER, CLUSTER],
+      [0, CLUSTER, 4 * CLUSTER],
+    ]);
+    for (let cluster = 8; cluster < 500; cluster++) await writer.write(cluster * CLUSTER, at, CLUSTER);
+    // Every byte, those on their way at the time once more.
+    const ends = writeback.mock.calls.map(([, from, length]) => [from, from + length]);
+    expect(ends).toEqual([
+      [0, 128 * CLUSTER],
+      [0, 256 * CLUSTER],
+      [128 * CLUSTER, 384 * CLUSTER],
+    ]);
+    const { fileBytes, checksums } = await writer.finish();
+    const whole = new RangeChecksums();
+    whole.update(fs.readFileSync(file));
+    expect(checksums.checksums).toEqual(whole.finish());
+    expect(fs.statSync(file).size).toBe(fileBytes);
+  } finally {
+    await writer.abort();
+    vi.restoreAllMocks();
+  }
 });
 
 test('an unfinished file is no image', async () => {

@@ -277,6 +277,7 @@ export function fileContract(open: OpenReactor): void {
       expect(await endsLater((c) => reactor.read(-1, at, 512, 0, c))).toBe(-ERRNO.EBADF);
       expect(await endsLater((c) => reactor.write(fd, at, 512, 0, true, c))).toBe(512);
       expect(await endsLater((c) => reactor.writeGather(fd, segments, 1, 0, c))).toBe(512);
+      expect(await endsLater((c) => reactor.beginWriteback(fd, 0, 512, c))).toBe(0);
       expect(await endsLater((c) => reactor.sync(fd, c))).toBe(0);
       await endsLater((c) => reactor.allocate(fd, ALLOCATE_RESERVE, 0, 512, c));
       await endsLater((c) => void reactor.timer(0, c));

@@ -267,6 +267,11 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
     this.#start(fd, { kind: 'sync', offset: 0, length: 0, effect }, completion);
   }
 
+  beginWriteback(_fd: number, _offset: number, _length: number, completion: Completion): void {
+    this.started();
+    this.after(1, () => this.end(completion, 0));
+  }
+
   writebackError(fd: number): number {
     return this.#files.get(fd)?.tellWriteback(fd) === true ? -ERRNO.EIO : 0;
   }

@@ -212,6 +212,12 @@ export class PortableReactor implements Reactor, SocketHost {
     else fs.fdatasync(fd, callback);
   }
 
+  beginWriteback(fd: number, _offset: number, _length: number, completion: Completion): void {
+    const callback = this.#callback(completion);
+    if (fd < 0) this.#fail(callback, 'EBADF');
+    else setImmediate(callback, null);
+  }
+
   /** The system call blocks the thread: Node has no other way to it. */
   writebackError(fd: number): number {
     return ffiAvailable() ? writebackError(fd) : 0;

@@ -38,6 +38,7 @@ import {
   OP_FSYNC,
   OP_READ,
   OP_READV,
+  OP_SYNC_FILE_RANGE,
   OP_WRITE,
   OP_WRITEV,
   Ring,
@@ -54,6 +55,7 @@ import type { Segments } from '../segments.ts';
 
 const RWF_DSYNC = 2;
 const FSYNC_DATASYNC = 1;
+const SYNC_FILE_RANGE_WRITE = 2;
 const SOCK_CLOEXEC = 0x80000;
 const COOPERATIVE_WAITS_MS = { first: 1, longest: 32 };
 /** How long the loop may keep the thread's event loop waiting while it is busy. */
@@ -227,6 +229,10 @@ export class UringReactor implements Reactor, StreamHost {
 
   sync(fd: number, completion: Completion): void {
     this.start(OP_FSYNC, fd, 0, 0, 0, FSYNC_DATASYNC, completion);
+  }
+
+  beginWriteback(fd: number, offset: number, length: number, completion: Completion): void {
+    this.start(OP_SYNC_FILE_RANGE, fd, 0, length, offset, SYNC_FILE_RANGE_WRITE, completion);
   }
 
   readonly writebackError = sys.writebackError;

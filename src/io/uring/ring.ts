@@ -32,6 +32,7 @@ const ETIME = 62;
 // Operation codes.
 export const OP_READV = 1;
 export const OP_WRITEV = 2;
+export const OP_SYNC_FILE_RANGE = 8;
 export const OP_SENDMSG = 9;
 export const OP_FSYNC = 3;
 export const OP_ACCEPT = 13;
