@@ -74,7 +74,6 @@ const runMicrotasks = (process as unknown as { _tickCallback?: () => void })._ti
 
 /** Marks the slot of a device command. */
 const COMMAND = 1 << 30;
-
 const IGNORED: Completion = { complete(): void {} };
 
 export interface UringOptions {
