@@ -4,7 +4,7 @@
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { parseArgs } from 'node:util';
+import { readCommandLine } from '../scripts/command-line.mjs';
 import { startDaemon } from './blksnap-server.ts';
 import type { Daemon } from './blksnap-server.ts';
 import { runFio } from './fio.ts';
@@ -18,7 +18,7 @@ const DISK_BYTES = 256 * MIB;
 const LONGEST_MS = 60_000;
 const UNITS = ['4K', '64K', '256K'];
 
-const { values } = parseArgs({
+const { values } = readCommandLine(import.meta.filename, {
   options: { rounds: { type: 'string', default: '7' }, dir: { type: 'string', default: '/var/tmp' } },
 });
 

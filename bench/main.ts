@@ -11,7 +11,7 @@
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import os from 'node:os';
-import { parseArgs } from 'node:util';
+import { readCommandLine } from '../scripts/command-line.mjs';
 import { findProgram } from '../scripts/debian.mjs';
 import { styled } from '../scripts/prepare.mjs';
 import { regressions } from './check.ts';
@@ -62,7 +62,7 @@ function check(kept: Report, now: Report): boolean {
 }
 
 async function main(): Promise<void> {
-  const { values } = parseArgs({
+  const { values } = readCommandLine(import.meta.filename, {
     options: {
       quick: { type: 'boolean', default: false },
       only: { type: 'string' },

@@ -5,7 +5,7 @@
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { parseArgs } from 'node:util';
+import { readCommandLine } from '../scripts/command-line.mjs';
 import { withDaemon } from './blksnap-server.ts';
 import type { Daemon } from './blksnap-server.ts';
 import { runFio } from './fio.ts';
@@ -15,7 +15,7 @@ import { writtenSpread } from './statistics.ts';
 const DISK_BYTES = 512 * 2 ** 20;
 const LONGEST_MS = 60_000;
 
-const { values } = parseArgs({
+const { values } = readCommandLine(import.meta.filename, {
   options: {
     rounds: { type: 'string', default: '7' },
     'queue-depth': { type: 'string', default: '32' },

@@ -3,8 +3,8 @@
 
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
-import { parseArgs } from 'node:util';
 
+import { readCommandLine } from './command-line.mjs';
 import { ROOT, build, installPackages, say } from './prepare.mjs';
 import { missingForVm, runInVm } from './vm/run.mjs';
 
@@ -12,7 +12,9 @@ const MEMORY_MIB = 3072;
 /** A power loss is looked at in this time, on a quiet machine; one more to record. */
 const LOSS_SECONDS = 15;
 
-const { values } = parseArgs({ options: { minutes: { type: 'string', default: '10' }, seed: { type: 'string' } } });
+const { values } = readCommandLine(import.meta.filename, {
+  options: { minutes: { type: 'string', default: '10' }, seed: { type: 'string' } },
+});
 const minutes = Number(values.minutes);
 const seed = values.seed ?? String(Date.now() % 1_000_000);
 if (!(minutes > 0) || !/^\d+$/.test(seed)) {

@@ -3,8 +3,8 @@
  *  root on Debian for what is missing. Fails when a test fails that is not known to. */
 
 import { mkdirSync } from 'node:fs';
-import { parseArgs } from 'node:util';
 
+import { readCommandLine } from './command-line.mjs';
 import { canInstall, installDebianPackages, isInstalled } from './debian.mjs';
 import { build, installPackages, say, styled } from './prepare.mjs';
 import { KNOWN } from './interop/known.mjs';
@@ -24,7 +24,7 @@ const WORDS = {
   'both fail': 'fails here with its own server too',
 };
 
-const { values } = parseArgs({
+const { values } = readCommandLine(import.meta.filename, {
   options: {
     suite: { type: 'string', multiple: true },
     test: { type: 'string', multiple: true },

@@ -2,8 +2,7 @@
  *  200), in a kernel of its own; the seed (default 1) says when the daemon dies on the way. Builds first. Ends with 1
  *  when anything was lost. Plain Node, no packages. */
 
-import { parseArgs } from 'node:util';
-
+import { readCommandLine } from './command-line.mjs';
 import { ROOT, build, installPackages } from './prepare.mjs';
 import { missingForVm, runInVm } from './vm/run.mjs';
 
@@ -11,7 +10,7 @@ const MEMORY_MIB = 2048;
 const START_SECONDS = 300;
 const ROUND_SECONDS = 30;
 
-const { values } = parseArgs({
+const { values } = readCommandLine(import.meta.filename, {
   options: { rounds: { type: 'string', default: '200' }, seed: { type: 'string', default: '1' } },
 });
 const [rounds, seed] = [Number(values.rounds), Number(values.seed)];

@@ -2,11 +2,13 @@
 
 import { spawnSync } from 'node:child_process';
 import path from 'node:path';
-import { parseArgs } from 'node:util';
 
+import { readCommandLine } from './command-line.mjs';
 import { ROOT, build, installPackages } from './prepare.mjs';
 
-const { values } = parseArgs({ options: { minutes: { type: 'string', default: '10' }, seed: { type: 'string' } } });
+const { values } = readCommandLine(import.meta.filename, {
+  options: { minutes: { type: 'string', default: '10' }, seed: { type: 'string' } },
+});
 const { minutes } = values;
 const seed = values.seed ?? String(Date.now() % 1_000_000);
 if (!(Number(minutes) > 0) || !/^\d+$/.test(seed)) {

@@ -6,8 +6,8 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
 import path from 'node:path';
-import { parseArgs } from 'node:util';
 
+import { readCommandLine } from './command-line.mjs';
 import { ROOT, build, installPackages, say } from './prepare.mjs';
 import { VM_KERNELS, missingForVm, prepareVm, runInVm } from './vm/run.mjs';
 
@@ -23,7 +23,7 @@ const LONG = [
 /** What gets a machine of its own: it takes ram disks and loop devices as it finds them in a new one. */
 const ALONE = new Set(['test/kernel/uml/power-loss.test.ts']);
 
-const { values, positionals } = parseArgs({
+const { values, positionals } = readCommandLine(import.meta.filename, {
   allowPositionals: true,
   options: {
     kernel: { type: 'string', multiple: true },

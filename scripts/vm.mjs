@@ -5,11 +5,10 @@
  *  uml: Debian's user-mode-linux, kernel 6.1, up in two seconds anywhere. qemu: the kernel of Debian's backports
  *  (6.12, with ublk_drv), with KVM where that works, emulated where not. */
 
-import { parseArgs } from 'node:util';
-
+import { readCommandLine } from './command-line.mjs';
 import { missingForVm, runInVm } from './vm/run.mjs';
 
-const { values, positionals } = parseArgs({
+const { values, positionals } = readCommandLine(import.meta.filename, {
   allowPositionals: true,
   options: {
     kernel: { type: 'string', default: 'uml' },

@@ -4,7 +4,7 @@
 
 import fs from 'node:fs';
 import os from 'node:os';
-import { parseArgs } from 'node:util';
+import { readCommandLine } from '../../scripts/command-line.mjs';
 import { withDaemon } from '../blksnap-server.ts';
 import type { Daemon } from '../blksnap-server.ts';
 import { runFio } from '../fio.ts';
@@ -33,7 +33,7 @@ const STORAGE = ['--storage-portion', `${MEASURED_BYTES / 2 ** 20 + 32}M`];
 const RANGE = { offset: 0, length: MEASURED_BYTES };
 const WARM_UP_RANGE = { offset: MEASURED_BYTES, length: WARM_UP_BYTES };
 
-const { values } = parseArgs({
+const { values } = readCommandLine(import.meta.filename, {
   options: { rounds: { type: 'string', default: '3' }, seconds: { type: 'string', default: '1' } },
 });
 const workloads = WORKLOADS.filter(({ emulated }) => emulated || !EMULATED);

@@ -5,7 +5,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { parseArgs } from 'node:util';
+import { readCommandLine } from '../../scripts/command-line.mjs';
 import { keep } from './corpus.ts';
 import { shrink } from './shrink.ts';
 import { TARGETS } from './targets.ts';
@@ -15,7 +15,7 @@ const WORKER = ['--import', 'tsx', path.join(import.meta.dirname, 'worker.ts')];
 const HANG_MS = 150_000;
 const SHRINK_TRIES = 150;
 
-const { values } = parseArgs({
+const { values } = readCommandLine(import.meta.filename, {
   options: { minutes: { type: 'string', default: '10' }, target: { type: 'string' }, seed: { type: 'string' } },
 });
 const seed = Number(values.seed ?? Date.now() % 1_000_000);

@@ -1,12 +1,13 @@
-/** `npm run sim -- --seed S --steps N [--keep 1,2,3]`, or `--minutes M` for as many seeds as that takes. A failure
- *  prints one command that repeats it, and another for a shortened program. */
+/** `npm run sim -- [--seed S] [--steps N] [--keep 1,2,3]`: a program of N steps against the model (docs/reliability.md);
+ *  with `--seeds K` K of them, with `--minutes M` as many as that takes, from seed S on. A failure prints one command
+ *  that repeats it, and another for a shortened program, which `--no-shorten` spares. */
 
-import { parseArgs } from 'node:util';
+import { readCommandLine } from '../../scripts/command-line.mjs';
 import { runProgram } from './program.ts';
 import type { Outcome, Program } from './program.ts';
 import { shorten } from './shorten.ts';
 
-const { values } = parseArgs({
+const { values } = readCommandLine(import.meta.filename, {
   options: {
     seed: { type: 'string', default: '1' },
     steps: { type: 'string', default: '100' },

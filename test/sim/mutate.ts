@@ -5,7 +5,7 @@ import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { parseArgs } from 'node:util';
+import { readCommandLine } from '../../scripts/command-line.mjs';
 import { MUTATIONS } from './mutations.ts';
 import type { Mutation } from './mutations.ts';
 
@@ -62,7 +62,7 @@ export function hunt(mutation: Mutation): Found {
 }
 
 if (process.argv[1] === import.meta.filename) {
-  const { values } = parseArgs({ options: { only: { type: 'string' } } });
+  const { values } = readCommandLine(import.meta.filename, { options: { only: { type: 'string' } } });
   const chosen = values.only === undefined ? MUTATIONS : values.only.split(',').map((i) => MUTATIONS[Number(i)]!);
   for (const mutation of chosen) {
     const { steps, how } = hunt(mutation);
