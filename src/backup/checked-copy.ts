@@ -46,11 +46,11 @@ export async function copyWhileChecking(
   const meter = new CopyMeter(point.size, runs, options.onProgress);
   const damage: Damage[] = [];
   let complete = true;
-  const storesAtOnce = ffiAvailable() && !onTmpfs(file);
+  const writesBackAtOnce = ffiAvailable() && !onTmpfs(file);
   const fd = fs.openSync(file, 'r+');
   try {
     for (const [index, link] of chain.entries()) {
-      const copy = { fd, path: file, runs: runs[index]!, storesAtOnce };
+      const copy = { fd, path: file, runs: runs[index]!, writesBackAtOnce };
       const onIncomplete = (): void => void (complete = false);
       const io = { copy, onIncomplete, onBytes: meter.add, signal: options.signal };
       damage.push(...(await checkPointFile(diskPath, link, io)));

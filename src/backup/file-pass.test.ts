@@ -40,7 +40,7 @@ async function copy(runs: ReadonlyArray<readonly [number, number, number]>, thre
   try {
     const findings = await passFile(file, {
       sums,
-      copy: { fd, path: target, runs: Float64Array.from(runs.flat()), storesAtOnce: ffiAvailable() },
+      copy: { fd, path: target, runs: Float64Array.from(runs.flat()), writesBackAtOnce: ffiAvailable() },
       threads,
       signal,
       onBytes: (bytes, copied) => {
@@ -86,7 +86,11 @@ describe.each([1, 2])('with %i threads', (threads) => {
     const fd = fs.openSync(file, 'r');
     try {
       const runs = Float64Array.of(0, 4096, 65_536);
-      const failing = passFile(file, { sums, copy: { fd, path: 'the target', runs, storesAtOnce: false }, threads });
+      const failing = passFile(file, {
+        sums,
+        copy: { fd, path: 'the target', runs, writesBackAtOnce: false },
+        threads,
+      });
       await expect(failing).rejects.toThrow('Cannot write 65536 bytes at offset 4096 of "the target": EBADF');
     } finally {
       fs.closeSync(fd);

@@ -2,7 +2,7 @@
  *  do, or for a file so small that nobody waits. Several threads may do one job: each takes the next range that nobody has. */
 
 import fs from 'node:fs';
-import { beginWriteBack } from '../io/sys.ts';
+import { beginWriteback } from '../io/sys.ts';
 import { RangeChecksums } from '../util/checksum.ts';
 import { toBlksnapError } from '../util/errors.ts';
 import { KIB } from '../util/units.ts';
@@ -26,7 +26,7 @@ export interface CopyJob {
   /** Triples by place in the file, none over another: place in the file, offset of the disk, length. */
   readonly runs: Float64Array;
   /** Each range is on its way to stable storage when it is written: the sync at the end is short then. */
-  readonly storesAtOnce: boolean;
+  readonly writesBackAtOnce: boolean;
 }
 
 export interface PassJob {
@@ -87,16 +87,16 @@ function passRange({ fd, sums, copy, shared }: PassJob, index: number, buffer: U
     if (copy !== null) run = writePiece(copy, { run, piece, at, shared });
     Atomics.add(shared, READ, BigInt(piece.length));
   }
-  if (copy?.storesAtOnce === true) beginToStore(copy, start, end);
+  if (copy?.writesBackAtOnce === true) beginRangeWriteback(copy, start, end);
   return whole.finish()[0]!;
 }
 
 /** What a range of the file held of the disk. What fails of it, the sync at the end tells. */
-function beginToStore({ fd, runs }: CopyJob, start: number, end: number): void {
+function beginRangeWriteback({ fd, runs }: CopyJob, start: number, end: number): void {
   for (let at = firstRunBehind(runs, start) * 3; runs[at]! < end; at += 3) {
     const from = Math.max(runs[at]!, start);
     const to = Math.min(runs[at]! + runs[at + 2]!, end);
-    beginWriteBack(fd, runs[at + 1]! + from - runs[at]!, to - from);
+    beginWriteback(fd, runs[at + 1]! + from - runs[at]!, to - from);
   }
 }
 

@@ -6,20 +6,14 @@ import { Qcow2Writer } from '../qcow2/writer.ts';
 import { copyRanges } from './copy.ts';
 import type { CopyContext, CopyProgress } from './copy.ts';
 import type { PointContent } from './manifest.ts';
+import { DoneRanges } from './done-ranges.ts';
 import { alignOut, gapsBetween } from './ranges.ts';
 import type { ByteRange } from './ranges.ts';
-import { MIB } from '../util/units.ts';
 import { pointFileName } from './repository.ts';
 import { writeSums } from './sums.ts';
 
 /** QEMU's default. The unit of what is stored; no larger than the smallest tracking block. */
 const CLUSTER_BITS = 16;
-/** What will not be read is told of at the start where it is so long, else with the next range: what was saved of so much
- *  may stay stored until then. */
-const LARGE_GAP_BYTES = 64 * MIB;
-/** How many are told of at a time. */
-const GAPS_AT_ONCE = 32;
-
 export interface PointFileOptions {
   readonly diskPath: string;
   readonly id: string;
@@ -57,32 +51,5 @@ export async function writePointFile(
     await writer.abort();
     fs.rmSync(options.file, { force: true });
     throw cause;
-  }
-}
-
-/** Tells what will not be read (again), small gaps together with what comes after them. */
-class DoneRanges {
-  readonly #tell: (range: ByteRange) => Promise<void>;
-  readonly #size: number;
-  /** All before was told of, if need be. */
-  #told = 0;
-
-  constructor(tell: (range: ByteRange) => Promise<void>, size: number) {
-    this.#tell = tell;
-    this.#size = size;
-  }
-
-  /** Large ones, and the last. */
-  async start(gaps: readonly ByteRange[]): Promise<void> {
-    const large = gaps.filter(({ offset, length }) => length >= LARGE_GAP_BYTES || offset + length === this.#size);
-    for (let at = 0; at < large.length; at += GAPS_AT_ONCE)
-      await Promise.all(large.slice(at, at + GAPS_AT_ONCE).map((gap) => this.#tell(gap)));
-  }
-
-  /** In the order of offsets. */
-  add({ offset, length }: ByteRange): Promise<void> {
-    const from = offset - this.#told < LARGE_GAP_BYTES ? this.#told : offset;
-    this.#told = offset + length;
-    return this.#tell({ offset: from, length: this.#told - from });
   }
 }

@@ -120,7 +120,7 @@ for (const driver of ['uring', 'portable'] as const) {
       // The same few blocks: after the first round, nothing but steps reads the origin.
       for (let i = 0; writing; i++) {
         expect(await core.write(disk, (i % 16) * 4 * KIB, 4 * KIB, 2)).toBe(0);
-        // As from a socket: writes that follow each other in promises alone would leave the portable loop no turn.
+        // As from a socket: each in a turn of its own.
         await new Promise(setImmediate);
       }
     };

@@ -128,7 +128,7 @@ export class ImageReads {
         continue;
       }
       const value = overlaid !== UNSAVED ? overlaid : holder.table.get(chunk);
-      const to = Math.min((chunk + 1) * CHUNK, end);
+      let to = Math.min((chunk + 1) * CHUNK, end);
       if (value === GONE) parent.status = ERRNO.EIO;
       else if (!this.#inMemory(holder, value, from, to, place)) {
         const { storage } = holder;
@@ -136,6 +136,12 @@ export class ImageReads {
         if (row === null || !row.takes(storage, value - FIRST_POSITION, skip)) {
           row?.start();
           row = this.#savedRow(parent, storage, value - FIRST_POSITION, skip, from);
+        }
+        // No other area comes before our own: what follows in it needs no look-up.
+        for (let i = 1; overlaid === UNSAVED && holder === area && to < end; i++) {
+          const next = chunkOf(to);
+          if (area.table.get(next) !== value + i || overlay.table.get(next) !== UNSAVED) break;
+          to = Math.min(to + CHUNK, end);
         }
         row.add(place, to - from, to);
       }

@@ -191,7 +191,7 @@ export function fallocate(fd: number, mode: number, offset: number, length: numb
 }
 
 const SYNC_FILE_RANGE_WAIT_BEFORE = 1;
-const SYNC_FILE_RANGE_WRITE = 2;
+export const SYNC_FILE_RANGE_WRITE = 2;
 /** Where no file has pages to wait for. */
 const BEHIND_EVERY_FILE = 2 ** 52;
 
@@ -201,9 +201,9 @@ export function writebackError(fd: number): number {
   return checked(libc().syncFileRange(fd, BEHIND_EVERY_FILE, 1, SYNC_FILE_RANGE_WAIT_BEFORE));
 }
 
-/** Has the kernel begin to write cached data of a file back, and waits for none of it: 0 or -errno. What fails of it, the
- *  next sync tells. */
-export function beginWriteBack(fd: number, offset: number, length: number): number {
+/** Has the kernel begin to write cached data of a file back: 0 or -errno. Waits for none of it, but for a place in the
+ *  device's queue. What fails of it, the next sync tells. */
+export function beginWriteback(fd: number, offset: number, length: number): number {
   return checked(libc().syncFileRange(fd, offset, length, SYNC_FILE_RANGE_WRITE));
 }
 

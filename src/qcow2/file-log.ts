@@ -109,7 +109,7 @@ export class FileLog {
     }
   }
 
-  /** What is written goes to the disk beside the next writes, not all of it in the sync at the end. */
+  /** What is written goes to the disk beside the next writes, not all of it in the sync at the end, which tells what failed. */
   #beginWriteback(end: number): void {
     if (end - this.#writtenBack < WRITEBACK_BYTES) return;
     // Once more for what was on its way when it was begun before.

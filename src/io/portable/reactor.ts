@@ -19,6 +19,7 @@ import type {
   SocketAddress,
   Stream,
 } from '../reactor.ts';
+import { DoneList } from '../done-list.ts';
 import { InlineGuard } from '../inline-guard.ts';
 import { mapMemory, unmapMemory } from '../memory.ts';
 import type { ReactorMemory } from '../memory.ts';
@@ -69,11 +70,7 @@ export class PortableReactor implements Reactor, SocketHost {
   #shortSleeps = 0;
   #spinning = false;
   /** Operations that were done at once; their completions run when the present callback has ended. */
-  #done: Completion[] = [];
-  #doneResults: number[] = [];
-  #doneCount = 0;
-  #spareDone: Completion[] = [];
-  #spareResults: number[] = [];
+  readonly #done = new DoneList((completion, result) => this.ended(completion, result));
   /** When the first file operation of these began; 0 when there is none. */
   #inlineSinceMs = 0;
   /** How often completions ended operations done at once, in this turn of the event loop. */
@@ -168,28 +165,27 @@ export class PortableReactor implements Reactor, SocketHost {
   /** Ends an operation that was done at once. */
   finish(completion: Completion, result: number): void {
     this.started();
-    this.#done[this.#doneCount] = completion;
-    this.#doneResults[this.#doneCount] = result;
-    if (++this.#doneCount > 1) return;
-    if (this.#rounds < MOST_ROUNDS) process.nextTick(this.#endDone);
-    else setImmediate(this.#endDone);
+    this.#done.add(completion, result);
+    if (this.#done.length > 1) return;
+    if (this.#rounds < MOST_ROUNDS) {
+      process.nextTick(this.#endDone);
+      return;
+    }
+    this.#learn();
+    setImmediate(this.#endDone);
   }
 
   readonly #endDone = (): void => {
+    this.#learn();
+    this.#rounds++;
+    this.#done.end();
+  };
+
+  /** How long the calls took since the first of them; whatever else the event loop does comes later. */
+  #learn(): void {
     if (this.#inlineSinceMs > 0) this.#inline.took(this.#inlineSinceMs, performance.now());
     this.#inlineSinceMs = 0;
-    this.#rounds++;
-    const done = this.#done;
-    const results = this.#doneResults;
-    const count = this.#doneCount;
-    this.#done = this.#spareDone;
-    this.#doneResults = this.#spareResults;
-    this.#doneCount = 0;
-    for (let i = 0; i < count; i++) this.ended(done[i]!, results[i]!);
-    // Not emptied: an array that shrinks to nothing gives its memory back, and takes new one each turn.
-    this.#spareDone = done;
-    this.#spareResults = results;
-  };
+  }
 
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
     const callback = this.#callback(completion);
@@ -212,6 +208,7 @@ export class PortableReactor implements Reactor, SocketHost {
     else fs.fdatasync(fd, callback);
   }
 
+  /** Nothing: the system call may wait for a device, and blocks the thread. */
   beginWriteback(fd: number, _offset: number, _length: number, completion: Completion): void {
     const callback = this.#callback(completion);
     if (fd < 0) this.#fail(callback, 'EBADF');

@@ -1,4 +1,4 @@
-/** The iovecs (struct iovec, 16 bytes) of gather writes that are prepared and not yet submitted; the kernel copies them
+/** The iovecs (struct iovec, 16 bytes) of gather writes and scatter reads that are prepared and not yet submitted; the kernel copies them
  *  when it takes the submission. Hot path: add. */
 
 import { ERRNO, errnoError } from '../../util/errors.ts';
@@ -16,7 +16,7 @@ export class GatherList {
   /** Errors: ENOMEM. */
   constructor() {
     const mapping = mapAnonymous(SEGMENTS * IOVEC_BYTES);
-    if (typeof mapping === 'number') throw errnoError(ERRNO.ENOMEM, 'Cannot map memory for gather writes');
+    if (typeof mapping === 'number') throw errnoError(ERRNO.ENOMEM, 'Cannot map memory for lists of buffers');
     this.#mapping = mapping;
     this.#view = new DataView(mapping.memory);
   }

@@ -15,6 +15,7 @@ import { assert } from '../../util/assert.ts';
 import { BlksnapError, ERRNO, errnoError } from '../../util/errors.ts';
 import { NO_MEMORY } from '../arena.ts';
 import type { Arena } from '../arena.ts';
+import { DoneList } from '../done-list.ts';
 import { mapMemory, unmapMemory } from '../memory.ts';
 import type { ReactorMemory } from '../memory.ts';
 import type {
@@ -48,14 +49,12 @@ import { STREAM_MEMORY, UringStream } from './stream.ts';
 import type { StreamHost } from './stream.ts';
 import { Timers } from '../timers.ts';
 import { InlineGuard } from '../inline-guard.ts';
-import { DoneList } from './done-list.ts';
 import { GatherList } from './gather-list.ts';
 import { lengthOf } from '../segments.ts';
 import type { Segments } from '../segments.ts';
 
 const RWF_DSYNC = 2;
 const FSYNC_DATASYNC = 1;
-const SYNC_FILE_RANGE_WRITE = 2;
 const SOCK_CLOEXEC = 0x80000;
 const COOPERATIVE_WAITS_MS = { first: 1, longest: 32 };
 /** How long the loop may keep the thread's event loop waiting while it is busy. */
@@ -101,7 +100,7 @@ export class UringReactor implements Reactor, StreamHost {
   readonly #timers = new Timers();
   readonly #hooks: Array<() => void> = [];
   readonly #gather = new GatherList();
-  readonly #done = new DoneList();
+  readonly #done = new DoneList((completion, result) => completion.complete(result));
   readonly #inline = new InlineGuard();
   /** Something was done at once in this turn. */
   #inlined = false;
@@ -231,7 +230,7 @@ export class UringReactor implements Reactor, StreamHost {
   }
 
   beginWriteback(fd: number, offset: number, length: number, completion: Completion): void {
-    this.start(OP_SYNC_FILE_RANGE, fd, 0, length, offset, SYNC_FILE_RANGE_WRITE, completion);
+    this.start(OP_SYNC_FILE_RANGE, fd, 0, length, offset, sys.SYNC_FILE_RANGE_WRITE, completion);
   }
 
   readonly writebackError = sys.writebackError;
@@ -451,7 +450,7 @@ export class UringReactor implements Reactor, StreamHost {
     else this.#patienceMs = Math.min(this.#patienceMs * 2, COOPERATIVE_WAITS_MS.longest);
     this.#timers.expire(this.#now);
     // Not without end: the ring must have its turn.
-    this.#done.end(DONE_ROUNDS);
+    for (let round = 0; round < DONE_ROUNDS && this.#done.length > 0; round++) this.#done.end();
     // Replies leave in microtasks: before the hooks' background work, and after it those of what it ended.
     runMicrotasks?.();
     for (const hook of this.#hooks) hook();
