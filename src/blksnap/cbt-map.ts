@@ -16,10 +16,7 @@
  *   136 time of the last mark f64 (ms since 1970)
  *   144 origin change u64 (as 120 and 128)    152 lost u32 (1: a sync has failed since the machine was started)
  *   160 64 times of marks f64 (as 136): the first of each 20 ms, of the last 64 in which there were marks
- *  1024 96 slots of 32 bytes, one for each persistent snapshot that has a copy of all that was overwritten since
- *       its take: 0 its id, 16 bytes (zeros: free)   16 whole frames of its journal f64
- *
- *  A slot that nobody claims after the map was opened is emptied before the first write: whoever wrote made no copies.
+ *  1024 96 slots for persistent snapshots: kept-snapshots.ts
  *
  *  Does no I/O but its own file's; knows nothing of chunks or snapshots. */
 
@@ -29,6 +26,8 @@ import { ALLOCATE_RESERVE } from '../io/reactor.ts';
 import { fallocate, mapShared, syncMapping, unmap } from '../io/sys.ts';
 import type { Mapping } from '../io/sys.ts';
 import { ERRNO, errnoError, toBlksnapError } from '../util/errors.ts';
+import { KeptSnapshots } from './kept-snapshots.ts';
+import { MapCopy } from './map-copy.ts';
 import { bootId, originIdentity } from './origin-identity.ts';
 import type { OriginIdentity } from './origin-identity.ts';
 
@@ -44,9 +43,6 @@ const MARK_COUNT = 64;
 const MARK_STEP_MS = 20;
 const CLEAN = 1;
 const CLEAN_UNCOUNTED = 2;
-const SLOTS = 1024;
-const SLOT_BYTES = 32;
-const SLOT_FRAMES = 16;
 const MAX_NUMBER = 255;
 const UUID = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 /** A write reaches the file soon after its mark, also when its process is killed in between; the file's clock
@@ -108,10 +104,10 @@ export class CbtMap {
   #lastTimeMs = -Infinity;
   #nextTime = 0;
   #closed = false;
-  /** Places of slots in the header, by snapshot. */
-  readonly #claimed = new Map<string, number>();
-  /** There may be slots of snapshots that nobody has brought back. */
-  #unclaimed: boolean;
+  /** Persistent snapshots that have a copy of all that was overwritten since their takes. */
+  readonly kept: KeptSnapshots;
+  /** Copies of takes that are under way. */
+  readonly #copies: MapCopy[] = [];
 
   /** Opens the map of a device, with its history where that can be trusted. */
   static open(options: CbtMapOptions): CbtMap {
@@ -163,7 +159,7 @@ export class CbtMap {
     this.map = new Uint8Array(memory, HEADER, this.blockCount);
     this.reason = doubt;
     this.doubt = doubt;
-    this.#unclaimed = doubt === '';
+    this.kept = new KeptSnapshots(this.#header, { inFile: mapping !== null, hasOthers: doubt === '' });
     if (doubt === '') {
       this.#generationId = text(this.#header, 32);
       this.#changeNumber = this.#header.getUint32(24, true);
@@ -188,6 +184,7 @@ export class CbtMap {
     const first = Math.floor(offset / this.blockSize);
     const last = Math.floor((offset + length - 1) / this.blockSize);
     for (let block = first; block <= last; block++) this.map[block] = this.#changeNumber;
+    for (let i = 0; i < this.#copies.length; i++) this.#copies[i]!.note(first, last);
   }
 
   /** As markOnly, for a write of the origin that comes next. Hot path. */
@@ -196,7 +193,7 @@ export class CbtMap {
     if (nowMs !== this.#lastMarkMs) {
       this.#lastMarkMs = nowMs;
       this.touch();
-      if (this.#unclaimed) this.#dropUnclaimed();
+      if (this.kept.hasOthers) this.kept.dropOthers();
     }
   }
 
@@ -241,80 +238,15 @@ export class CbtMap {
     putText(this.#header, 32, this.#generationId);
     this.#header.setUint32(24, 1, true);
     this.map.fill(0);
+    for (const copy of this.#copies) copy.note(0, this.blockCount - 1);
   }
 
-  // --- persistent snapshots -------------------------------------------------------------------
-
-  /** Whether what is noted here outlives the process. */
-  get inFile(): boolean {
-    return this.#mapping !== null;
+  /** Copies the map into `target`, which has its length. What changes from then on, `end` or `drop` of the copy must follow. */
+  copyTo(target: Uint8Array): MapCopy {
+    const copy: MapCopy = new MapCopy(this.map, target, () => this.#copies.splice(this.#copies.indexOf(copy), 1));
+    this.#copies.push(copy);
+    return copy;
   }
-
-  /** Notes that a snapshot has a copy of all that was overwritten since its take, in `frames` of its journal.
-   *  False without a free slot. */
-  keep(id: string, frames: number): boolean {
-    if (this.#claimed.has(id)) return this.advanceKept(id, frames);
-    if (this.#mapping === null) return false;
-    for (let at = SLOTS; at < HEADER; at += SLOT_BYTES) {
-      if (slotId(this.#header, at) !== null) continue;
-      // In this order: killed in between, the snapshot must not be there with too few frames.
-      this.#header.setFloat64(at + SLOT_FRAMES, frames, true);
-      const bytes = idBytes(id);
-      for (let i = bytes.length - 1; i >= 0; i--) this.#header.setUint8(at + i, bytes[i]!);
-      this.#claimed.set(id, at);
-      return true;
-    }
-    return false;
-  }
-
-  /** So many frames are there to be found now. False for a snapshot without a slot. */
-  advanceKept(id: string, frames: number): boolean {
-    const at = this.#claimed.get(id);
-    if (at !== undefined) this.#header.setFloat64(at + SLOT_FRAMES, frames, true);
-    return at !== undefined;
-  }
-
-  /** The frames of a snapshot that was kept before the map was opened; null when it was not, or no longer is. */
-  keptFrames(id: string): number | null {
-    const at = this.#slotOf(id);
-    return at < 0 ? null : this.#header.getFloat64(at + SLOT_FRAMES, true);
-  }
-
-  /** The snapshot is back, and gets its copies: its slot stays. False when it has none. */
-  claim(id: string): boolean {
-    const at = this.#slotOf(id);
-    if (at >= 0) this.#claimed.set(id, at);
-    return at >= 0;
-  }
-
-  /** Takes a claim back: the slot is as it was when the map was opened. */
-  unclaim(id: string): void {
-    this.#claimed.delete(id);
-  }
-
-  /** The snapshot no longer has a copy of everything: it will not come back. Cannot fail. */
-  dropKept(id: string): void {
-    const at = this.#slotOf(id);
-    this.#claimed.delete(id);
-    if (at >= 0) this.#clearSlot(at);
-  }
-
-  #slotOf(id: string): number {
-    for (let at = SLOTS; at < HEADER; at += SLOT_BYTES) if (slotId(this.#header, at) === id) return at;
-    return -1;
-  }
-
-  #clearSlot(at: number): void {
-    for (let i = 0; i < SLOT_FRAMES; i++) this.#header.setUint8(at + i, 0);
-  }
-
-  #dropUnclaimed(): void {
-    this.#unclaimed = false;
-    const claimed = new Set(this.#claimed.values());
-    for (let at = SLOTS; at < HEADER; at += SLOT_BYTES) if (!claimed.has(at)) this.#clearSlot(at);
-  }
-
-  // --------------------------------------------------------------------------------------------
 
   #writeHeader(shift: number): void {
     const header = this.#header;
@@ -473,20 +405,4 @@ function text(header: DataView, at: number): string {
 
 function putText(header: DataView, at: number, value: string): void {
   for (let i = 0; i < 36; i++) header.setUint8(at + i, i < value.length ? value.charCodeAt(i) : 0x20);
-}
-
-/** Whose slot it is; null for a free one. */
-function slotId(header: DataView, at: number): string | null {
-  let hex = '';
-  for (let i = 0; i < SLOT_FRAMES; i++)
-    hex += header
-      .getUint8(at + i)
-      .toString(16)
-      .padStart(2, '0');
-  if (/^0*$/.test(hex)) return null;
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
-}
-
-function idBytes(id: string): Uint8Array {
-  return Uint8Array.from(Buffer.from(id.replaceAll('-', ''), 'hex'));
 }

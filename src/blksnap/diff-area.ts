@@ -5,6 +5,7 @@
  *  the list, as metadata and storage alone, while an older image still needs what it saved. */
 
 import type { CbtMap } from './cbt-map.ts';
+import type { MapCopy } from './map-copy.ts';
 import { CHUNK, ChunkTable, FIRST_POSITION, GONE, LEAF, UNSAVED, chunkOf } from './chunk-table.ts';
 import type { ChunkIndex } from './chunk-table.ts';
 import type { CowRun } from './cow-run.ts';
@@ -26,6 +27,9 @@ export class DiffArea {
   readonly table: ChunkTable;
   /** The CBT map as of the take, with what was written to the image since. */
   readonly frozenMap: Uint8Array;
+  /** Of a take that is under way, and the map that it is of. */
+  #copy: MapCopy | null = null;
+  #copied: CbtMap | null = null;
   /** Bytes of one of its blocks. */
   blockSize = 0;
   generationId = '';
@@ -78,9 +82,24 @@ export class DiffArea {
     return this.runs.length !== this.freeRuns.length || this.keeping > 0;
   }
 
+  /** Copies the change map ahead of the take. `freeze` or `unprepare` must follow. */
+  prepare(cbt: CbtMap): void {
+    this.#copy = cbt.copyTo(this.frozenMap);
+    this.#copied = cbt;
+  }
+
+  unprepare(): void {
+    this.#copy?.drop();
+    this.#copy = null;
+  }
+
   /** Freezes the change map and begins the next period. Runs between freeze and thaw; cannot fail. */
   freeze(cbt: CbtMap): void {
-    this.frozenMap.set(cbt.map);
+    // A disk that got another size and its old one again has a new map.
+    if (this.#copied === cbt) this.#copy!.end();
+    else this.frozenMap.set(cbt.map);
+    this.#copy = null;
+    this.#copied = null;
     this.blockSize = cbt.blockSize;
     this.generationId = cbt.generationId;
     this.changeNumber = cbt.changeNumber;

@@ -29,7 +29,7 @@ export interface PersistentOptions {
 /** Errors: EOPNOTSUPP for a disk of which nobody could tell whether it was written meanwhile. */
 export function refuseUnknowable(trackers: readonly Tracker[]): void {
   for (const { disk, cbt, below } of trackers) {
-    const why = !cbt.inFile
+    const why = !cbt.kept.inFile
       ? 'its change history is in memory alone'
       : below !== disk.device
         ? 'a filter below redirects some of it'
@@ -87,7 +87,7 @@ export async function completeJournal(
 ): Promise<void> {
   for (const [disk, { area }] of images.entries()) await journal.map(disk, area.frozenMap);
   for (const { area, tracker } of images) {
-    if (!area.active || tracker.cbt.keep(id, journal.frames)) continue;
+    if (!area.active || tracker.cbt.kept.keep(id, journal.frames)) continue;
     throw new BlksnapError(
       'EBUSY',
       `Cannot keep a persistent snapshot of disk "${tracker.disk.name}": its change map has no room for another; destroy one first`,

@@ -106,7 +106,7 @@ function trustedTracker(
   if (broken.has(disk)) return tracker;
   const { cbt, disk: there, below } = tracker;
   if (below !== there.device) throw refuse(`a filter redirects some of disk "${name}"`);
-  const kept = cbt.keptFrames(plan.id);
+  const kept = cbt.kept.frames(plan.id);
   if (kept === null && cbt.doubt !== '') throw refuse(`of disk "${name}": ${cbt.doubt}`);
   if (kept === null) throw refuse(`disk "${name}" was written while the snapshot got no copies of it`);
   if (!(kept <= frames)) throw refuse(`its journal is damaged: ${frames} frames are whole, ${kept} were written`);

@@ -212,7 +212,7 @@ export class SnapshotSet {
     this.#storages.set(storage, { areas: new Map(disks.map(({ area, tracker }) => [area, tracker])), journal });
     if (journal === null) return;
     journal.onFrames = (frames) => {
-      for (const { tracker, area } of disks) if (area.active) tracker.cbt.advanceKept(area.snapshotId, frames);
+      for (const { tracker, area } of disks) if (area.active) tracker.cbt.kept.advance(area.snapshotId, frames);
     };
     journal.onFailed = (errno) => {
       for (const { tracker, area } of disks) tracker.cow.break(area, errno, false);
@@ -260,7 +260,7 @@ export class SnapshotSet {
     this.#order = Math.max(this.#order, plan.order);
     for (const { tracker, area } of disks) {
       tracker.cow.add(area);
-      if (area.active) tracker.cbt.claim(id);
+      if (area.active) tracker.cbt.kept.claim(id);
     }
     this.#use(storage, disks, journal);
     const { createdAt, heldMs } = taken!;
@@ -274,7 +274,7 @@ export class SnapshotSet {
     this.#snapshots.delete(id);
     for (const image of images) {
       await image.close();
-      image.tracker.cbt.unclaim(id);
+      image.tracker.cbt.kept.unclaim(id);
       for (const area of image.tracker.cow.remove(image.area)) await this.#release(area, true);
     }
   }
@@ -287,7 +287,7 @@ export class SnapshotSet {
 
   /** Undoes a take that is not finished, at whatever step it is. */
   async abandon(take: Take): Promise<void> {
-    take.thaw();
+    take.abandon();
     this.#taking.delete(take.trackers);
     for (const { tracker, area } of take.disks) {
       const unused = take.switched ? tracker.cow.remove(area) : [area];
@@ -425,7 +425,7 @@ export class SnapshotSet {
 
 /** From here on nothing brings the snapshot back. */
 function forget({ id, images, storage }: Snapshot, journal: Journal): void {
-  for (const { tracker } of images) tracker.cbt.dropKept(id);
+  for (const { tracker } of images) tracker.cbt.kept.drop(id);
   for (const piece of storage.pieces) piece.unlink();
   journal.place.remove();
 }

@@ -1,4 +1,4 @@
-/** A take in its steps: planned (storage open, all memory there), frozen, switched, thawed. `SnapshotSet.create` goes
+/** A take in its steps: planned (storage open, all memory there, change maps copied), frozen, switched, thawed. `SnapshotSet.create` goes
  *  through them at once; a take over several I/O threads goes through each step on all of them before the next. */
 
 import { BlksnapError } from '../util/errors.ts';
@@ -34,6 +34,7 @@ export class Take {
     this.disks = options.disks;
     this.trackers = options.trackers;
     this.journal = options.journal;
+    for (const { tracker, area } of this.disks) area.prepare(tracker.cbt);
   }
 
   get switched(): boolean {
@@ -55,6 +56,12 @@ export class Take {
       area.freeze(tracker.cbt);
       tracker.cow.add(area);
     }
+  }
+
+  /** Undoes the plan and the freeze. */
+  abandon(): void {
+    this.thaw();
+    for (const { area } of this.disks) area.unprepare();
   }
 
   /** Safe to call twice. */

@@ -120,7 +120,7 @@ export class Tracker extends BlockFilter {
       onPass: () => this.#cbt!.touch(),
       onBroken: (area, errno) => {
         // Now it cannot fail, and the write that is not copied has not passed yet.
-        if (area.journal !== null) this.#cbt!.dropKept(area.snapshotId);
+        if (area.journal !== null) this.#cbt!.kept.drop(area.snapshotId);
         this.onBroken(area, errno);
       },
     });
@@ -151,7 +151,7 @@ export class Tracker extends BlockFilter {
    *  with the process. */
   #keepOn(area: DiffArea): void {
     if (area.journal === null || area.size > this.#size) return;
-    if (this.cbt.keep(area.snapshotId, area.journal.journal.frames)) return;
+    if (this.cbt.kept.keep(area.snapshotId, area.journal.journal.frames)) return;
     this.cow.break(area, ERRNO.ESTALE, false);
   }
 
@@ -167,7 +167,7 @@ export class Tracker extends BlockFilter {
     // A take may have come in between.
     this.#refuseHeld();
     for (const area of this.cow.areas.all.filter(({ leaving, alive }) => leaving && alive)) {
-      if (!(await this.onLeave(area))) this.cbt.dropKept(area.snapshotId);
+      if (!(await this.onLeave(area))) this.cbt.kept.drop(area.snapshotId);
     }
     this.cbt.close(settled);
     this.#disk = null;

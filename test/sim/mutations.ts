@@ -403,7 +403,7 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: TRACKER,
-    text: '        if (area.journal !== null) this.#cbt!.dropKept(area.snapshotId);',
+    text: '        if (area.journal !== null) this.#cbt!.kept.drop(area.snapshotId);',
     replacement: '',
     why: 'a broken persistent snapshot counts as whole after a restart',
   },
@@ -454,5 +454,29 @@ export const MUTATIONS: readonly Mutation[] = [
     text: '          chunk = ownFirst;\n',
     replacement: '          chunk = (ownLast + 1) as ChunkIndex;\n',
     why: 'a write passes without its copy when there is no memory for what lies before it in its copy unit',
+  },
+  {
+    file: READS,
+    text: 'if (area.table.get(next) !== value + i || overlay.table.get(next) !== UNSAVED) break;',
+    replacement: 'if (area.table.get(next) !== value + i) break;',
+    why: 'a row of saved chunks hides one that was written to the image',
+  },
+  {
+    file: READS,
+    text: '      storage === this.storage &&',
+    replacement: '      storage !== null &&',
+    why: 'what lies in the storage of another snapshot is read from our own',
+  },
+  {
+    file: READS,
+    text: 'result === bytes && !gone ? 0',
+    replacement: 'result === bytes ? 0',
+    why: 'what was freed while it was read counts as read',
+  },
+  {
+    file: CBT,
+    text: '    for (let i = 0; i < this.#copies.length; i++) this.#copies[i]!.note(first, last);\n',
+    replacement: '',
+    why: 'what is written between the copying of a map and its take is not in the frozen map',
   },
 ];
