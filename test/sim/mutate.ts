@@ -26,7 +26,7 @@ export interface Found {
 export function hunt(mutation: Mutation): Found {
   const copy = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-mutation-'));
   try {
-    for (const name of ['src', 'test/sim', 'package.json', 'tsconfig.json'])
+    for (const name of ['src', 'test/sim', 'scripts/command-line.mjs', 'package.json', 'tsconfig.json'])
       fs.cpSync(path.join(ROOT, name), path.join(copy, name), { recursive: true });
     fs.symlinkSync(path.join(ROOT, 'node_modules'), path.join(copy, 'node_modules'));
     const file = path.join(copy, mutation.file);
