@@ -79,6 +79,21 @@ describe('an image that is read once', () => {
     await core.close();
   });
 
+  test('a read under way of what is freed ends with EIO', async () => {
+    const core = await Core.open();
+    const { disk, tracker } = await core.disk('a', SIZE);
+    const image = (await core.set.create([tracker], { ...MEMORY, path: core.directory })).images[0]!;
+    await core.write(disk, 0, MIB, 1);
+    await expect.poll(() => tracker.cow.counters.copiedChunks).toBe(256);
+    await expect.poll(() => image.area.busy).toBe(false);
+    // As much as is read at once.
+    const [freed, kept] = [core.read(image, 0, 32 * KIB), core.read(image, 64 * KIB, 32 * KIB)];
+    image.release(0, 32 * KIB);
+    expect((await freed).status).toBe(ERRNO.EIO);
+    expect((await kept).data.equals(Buffer.alloc(32 * KIB, 'a '))).toBe(true);
+    await core.close();
+  });
+
   test('never takes anything from older or newer snapshots', async () => {
     const core = await Core.open();
     const { disk, tracker } = await core.disk('a', SIZE);

@@ -468,12 +468,6 @@ export const MUTATIONS: readonly Mutation[] = [
     why: 'what lies in the storage of another snapshot is read from our own',
   },
   {
-    file: READS,
-    text: 'result === bytes && !gone ? 0',
-    replacement: 'result === bytes ? 0',
-    why: 'what was freed while it was read counts as read',
-  },
-  {
     file: CBT,
     text: '    for (let i = 0; i < this.#copies.length; i++) this.#copies[i]!.note(first, last);\n',
     replacement: '',
