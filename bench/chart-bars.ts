@@ -23,8 +23,7 @@ function isLimit({ entrant }: Row): boolean {
   return /^(?:file-|memory-|blksnap-nothing)/.test(entrant);
 }
 
-function bar(row: Row, y: number, longest: number): string {
-  const value = row.metrics['value']!.median;
+function bar({ row, value }: { row: Row; value: number }, y: number, longest: number): string {
   const width = Math.max(1, (value / longest) * (PANEL_WIDTH - LABEL - VALUE));
   const text = y + BAR - 4;
   return [
@@ -34,9 +33,11 @@ function bar(row: Row, y: number, longest: number): string {
   ].join('');
 }
 
-export function panelOf({ title, unit, rows }: ExperimentReport): Piece {
-  const shown = rows.filter((row) => !isLimit(row));
-  const longest = Math.max(...shown.map(({ metrics }) => metrics['value']!.median));
+export function panelOf({ title, unit, rows }: ExperimentReport, metric = 'value'): Piece {
+  const shown = rows
+    .filter((row) => !isLimit(row) && row.metrics[metric] !== undefined)
+    .map((row) => ({ row, value: row.metrics[metric]!.median }));
+  const longest = Math.max(...shown.map(({ value }) => value)) || 1;
   const heading = `<text y="12" font-weight="bold">${escaped(title)}, ${escaped(unit)}</text>`;
   const bars = shown.map((row, index) => bar(row, HEAD + index * BAR, longest));
   return { svg: [heading, ...bars].join('\n'), height: HEAD + shown.length * BAR + GAP };

@@ -23,14 +23,23 @@ const CHARTED = [
   'write-while-reading-qd32',
   'copy',
   'copy-disk',
+  'daemon',
+  'cbt-map',
+  'take',
 ];
+/** What was measured beside the figure of the experiment `daemon`. */
+const DAEMON_FIGURES = [
+  ['idleCpuMs', 'CPU time of the daemon in 3 s without a request', 'ms'],
+  ['idleMiB', 'resident memory of the daemon while idle', 'MiB'],
+  ['loadMiB', 'resident memory of the daemon under load', 'MiB'],
+] as const;
 const COLUMNS = 2;
 const MARGIN = 20;
 const WIDTH = COLUMNS * PANEL_WIDTH + MARGIN;
 
 export function chartOf(report: Report): string {
   const { cpu, cpus } = report.machine;
-  const caption = `${cpus} × ${cpu}, medians of ${roundsIn(report)}; of seconds, fewer are better`;
+  const caption = `${cpus} × ${cpu}, medians of ${roundsIn(report)}; of times and memory, less is better`;
   const body = [`<text y="12" fill="#555555">${escaped(caption)}</text>`];
   let top = 30;
   const place = ({ svg, height }: Piece, left: number): number => {
@@ -41,7 +50,10 @@ export function chartOf(report: Report): string {
   if (plot !== null) top += place(plot, 0);
   const panels = CHARTED.flatMap((name) => {
     const experiment = report.experiments.find((one) => one.name === name);
-    return experiment?.rows.some(isOurs) ? [panelOf(experiment)] : [];
+    if (!experiment?.rows.some(isOurs)) return [];
+    const others = name === 'daemon' ? DAEMON_FIGURES : [];
+    const more = others.map(([metric, title, unit]) => panelOf({ ...experiment, title, unit }, metric));
+    return [panelOf(experiment)].concat(more);
   });
   for (let index = 0; index < panels.length; index += COLUMNS) {
     const line = panels.slice(index, index + COLUMNS);

@@ -4,6 +4,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { chartOf } from './chart.ts';
+import { judgeAgain } from './judge-again.ts';
 import type { Experiment } from './measurement.ts';
 import { EXPERIMENTS } from './plan.ts';
 import type { ExperimentReport, Report } from './report.ts';
@@ -35,11 +36,24 @@ export class Kept {
     return known?.commit === commit && entrants.every((one) => (counts.get(one.name) ?? 0) >= rounds);
   }
 
-  /** Puts what was measured now in the place of what was measured before; the rest stays. */
+  /** Holds what is kept to the targets of today, without measuring. */
+  judgeAgain(): Report {
+    const report = this.#report;
+    if (report === null) throw new Error(`Cannot judge again: there is no ${this.file}; run once without --report`);
+    const experiments = EXPERIMENTS.flatMap((experiment) => {
+      const known = report.experiments.find(({ name }) => name === experiment.name);
+      return known === undefined ? [] : [{ ...known, outcomes: judgeAgain(experiment, known) }];
+    });
+    this.write({ ...report, experiments });
+    return this.#report!;
+  }
+
+  /** Puts what was measured now in the place of what was measured before; of the rest stays what is measured still. */
   write(now: Report): void {
     const all = new Map<string, ExperimentReport>();
     for (const one of [...(this.#report?.experiments ?? []), ...now.experiments]) all.set(one.name, one);
-    const experiments = EXPERIMENTS.map(({ name }) => all.get(name)).filter((one) => one !== undefined);
+    const planned = EXPERIMENTS.filter(({ quick }) => quick || !this.#quick);
+    const experiments = planned.map(({ name }) => all.get(name)).filter((one) => one !== undefined);
     const whole = { ...now, experiments };
     this.#report = whole;
     fs.writeFileSync(this.file, `${JSON.stringify(whole, null, 1)}\n`);

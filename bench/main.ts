@@ -3,10 +3,11 @@
  *  For each experiment the entrants take turns (A B C, A B C, …), each freshly started, so that whatever else the
  *  machine does hits all of them. docs/benchmarks.md says what is measured.
  *
- *      npm run bench -- [--quick] [--only NAME,…] [--rounds N] [--size GiB] [--json] [--check | --continue]
+ *      npm run bench -- [--quick] [--only NAME,…] [--rounds N] [--size GiB] [--json] [--check | --continue | --report]
  *
  *  --only takes names of groups, experiments and entrants. Results go to bench/results/latest.json, of --quick to
- *  quick.json; --check compares with them instead.
+ *  quick.json; --check compares with them instead. --report measures nothing: it holds what is kept to the targets of
+ *  today, and writes the verdicts and the chart again.
  *  Ends with 1 when something could not be measured, or --check found something worse. */
 
 import { execFileSync, spawnSync } from 'node:child_process';
@@ -50,6 +51,10 @@ function print(report: ExperimentReport): void {
   console.log(`${tableOf(report).join('\n')}\n`);
 }
 
+function printSummary(experiments: readonly ExperimentReport[]): void {
+  console.log(summaryOf(experiments.flatMap(({ outcomes }) => outcomes)).join('\n'));
+}
+
 /** Returns whether nothing became worse. */
 function check(kept: Report, now: Report): boolean {
   const worse = regressions(
@@ -71,12 +76,17 @@ async function main(): Promise<void> {
       json: { type: 'boolean', default: false },
       check: { type: 'boolean', default: false },
       continue: { type: 'boolean', default: false },
+      report: { type: 'boolean', default: false },
     },
   });
+  const kept = new Kept(values.quick);
+  if (values.report) {
+    printSummary(kept.judgeAgain().experiments);
+    return;
+  }
   if (findProgram('fio') === undefined) throw new Error('Cannot measure: fio is not installed (Debian package fio)');
   const plan = makePlan(values);
   const failures = [...plan.absences];
-  const kept = new Kept(values.quick);
   const before = kept.report;
   if (values.check && before === null) {
     throw new Error(`Cannot check: there is no ${kept.file}; run once without --check`);
@@ -104,9 +114,10 @@ async function main(): Promise<void> {
   }
   const { experiments } = values.continue ? (kept.report ?? report) : report;
   if (values.json) process.stdout.write(`${JSON.stringify(report, null, 2)}\n`);
-  else console.log(summaryOf(experiments.flatMap(({ outcomes }) => outcomes)).join('\n'));
+  else printSummary(experiments);
   for (const failure of failures) console.error(styled('red', failure));
   const good = values.check ? check(before!, report) : true;
+  console.error(`in ${Math.round(performance.now() / 1000)} s`);
   process.exitCode = good && failures.length === 0 ? 0 : 1;
 }
 

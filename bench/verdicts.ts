@@ -22,8 +22,10 @@ const byTarget = (outcomes: readonly Outcome[]): Map<string, Outcome[]> => {
   return all;
 };
 
-const reachedBy = ({ reached: { median, min, max } }: Outcome): string =>
-  `${written(median)} (${written(min)} – ${written(max)})`;
+const medianOf = ({ reached, ofMedians }: Outcome): string => `${written(reached.median)}${ofMedians ? '*' : ''}`;
+
+const reachedBy = (one: Outcome): string =>
+  one.ofMedians ? medianOf(one) : `${medianOf(one)} (${written(one.reached.min)} – ${written(one.reached.max)})`;
 
 const counts = (cells: readonly Outcome[]): string[] =>
   VERDICTS.map((verdict) => String(cells.filter((one) => one.verdict === verdict).length || ''));
@@ -56,13 +58,14 @@ export function summaryOf(outcomes: readonly Outcome[]): string[] {
 /** A row for each workload of each target, a column for each place where it was measured. */
 function cellRows(outcomes: readonly Outcome[]): string[][] {
   const rows = new Map<string, string[]>();
-  for (const { target, experiment, reached, bound, verdict } of outcomes) {
+  for (const one of outcomes) {
+    const { target, experiment, bound, verdict } = one;
     const ending = /(?:-disk)?(?:-4c)?$/.exec(experiment)![0];
     const workload = experiment.slice(0, experiment.length - ending.length);
     const key = `${target} ${workload}`;
     const row = rows.get(key) ?? [target, workload, bound, ...PLACES.map(() => '')];
     const place = PLACES.findIndex(([end]) => end === ending);
-    row[3 + place] = verdict === 'met' ? written(reached.median) : `**${written(reached.median)} ${verdict}**`;
+    row[3 + place] = verdict === 'met' ? medianOf(one) : `**${medianOf(one)} ${verdict}**`;
     rows.set(key, row);
   }
   return [['target', 'workload', 'wanted', ...PLACES.map(([, words]) => words)], ...rows.values()];
@@ -90,7 +93,8 @@ export function targetsDocument(report: Report): string {
     '',
     '## All cells',
     '',
-    'Medians, of the rounds, of the ratio (or the figure) that the target asks for.',
+    'Medians, of the rounds, of the ratio (or the figure) that the target asks for. With * it is the ratio of the',
+    'medians: the target is newer than the measurement.',
     '',
     ...markdown(cellRows(outcomes)),
     '',

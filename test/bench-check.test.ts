@@ -2,8 +2,9 @@
 
 import { expect, test } from 'vitest';
 import { regressions } from '../bench/check.ts';
+import { judgeAgain } from '../bench/judge-again.ts';
 import type { Experiment, Series } from '../bench/measurement.ts';
-import type { Report } from '../bench/report.ts';
+import type { ExperimentReport, Report } from '../bench/report.ts';
 import { judge } from '../bench/targets.ts';
 import type { Outcome } from '../bench/targets.ts';
 
@@ -21,11 +22,11 @@ function outcome(min: number, max: number, more: Partial<Outcome> = {}): Outcome
 }
 
 function worse(kept: Outcome, now: Outcome): number {
-  const experiment = { name: kept.experiment, title: '', group: 'plain', unit: '', date: '', commit: '', rows: [] };
+  const measured = { name: kept.experiment, title: '', group: 'plain', unit: '', date: '', commit: '', rows: [] };
   const report: Report = {
     machine: {},
     settings: {},
-    experiments: [{ ...experiment, outcomes: [kept] }],
+    experiments: [{ ...measured, outcomes: [kept] }],
     failures: [],
   };
   return regressions(report, [now]).length;
@@ -51,22 +52,17 @@ test('where less is better, more is worse', () => {
   expect(worse(outcome(0.4, 0.5, share), outcome(0.2, 0.3, { ...share, verdict: 'met' }))).toBe(0);
 });
 
+/** As much of one as verdicts depend on. */
+function experiment(name: string, better: Experiment['better'] = 'more'): Experiment {
+  return { name, title: '', group: '', unit: '', better, place: 'memory', quick: false, entrants: [] };
+}
+
 test('what is missed is at its limit where who does less is hardly better: in rates, and in times', () => {
   const verdict = (name: string, metric: string, figures: Record<string, number>): string | undefined => {
     const series = Object.entries(figures).map(([entrant, figure]): Series => {
       return { experiment: name, entrant, samples: [{ value: figure, [metric]: figure }] };
     });
-    const experiment: Experiment = {
-      name,
-      title: '',
-      group: '',
-      unit: '',
-      better: 'more',
-      place: 'memory',
-      quick: false,
-      entrants: [],
-    };
-    return judge(experiment, series)[0]?.verdict;
+    return judge(experiment(name), series)[0]?.verdict;
   };
   const rates = (serve: number): Record<string, number> => ({
     'blksnap-serve': serve,
@@ -84,4 +80,32 @@ test('what is missed is at its limit where who does less is hardly better: in ra
     'met',
     'not met',
   ]);
+});
+
+test('an increment is held to the time of its whole command, and of its work, each by itself', () => {
+  const samples = [{ value: 10, incrementSeconds: 1, incrementWorkShare: 0.02, incrementReadShare: 1 }];
+  const outcomes = judge(experiment('copy', 'less'), [{ experiment: 'copy', entrant: 'blksnap', samples }]);
+  expect(outcomes.map(({ target, reached, verdict }) => [target, reached.median, verdict])).toEqual([
+    ['increment-command', 0.1, 'not met'],
+    ['increment-work', 0.02, 'met'],
+    ['increment-read', 1, 'met'],
+  ]);
+});
+
+test('a target that is newer than the measurement is judged by the medians, and no other one again', () => {
+  const spread = (median: number): Outcome['reached'] => ({ median, min: median - 1, max: median + 1, count: 3 });
+  const row = (entrant: string, rate: number, p99: number): ExperimentReport['rows'][number] => {
+    return { entrant, title: '', ratio: 1, metrics: { value: spread(rate), p99Us: spread(p99) } };
+  };
+  const rows = [row('blksnap-serve', 100, 50), row('blksnap-tracker', 90, 60)];
+  const reached = { median: 0.96, min: 0.9, max: 0.98, count: 3 };
+  const known = outcome(0, 0, { target: 'tracker', bound: '≥ 0.97', title: 'old', reached, verdict: 'noise' });
+  const gone = outcome(0, 0, { target: 'no target any more' });
+  const outcomes = judgeAgain(experiment('randread-4k-qd32'), { rows, outcomes: [known, gone] });
+  expect(outcomes.map(({ target, title }) => [target, title])).toEqual([
+    ['tracker', 'tracker attached, by without'],
+    ['tracker-latency', 'tracker attached, p99 latency by without'],
+  ]);
+  expect(outcomes[0]).toMatchObject({ reached, verdict: 'noise' });
+  expect(outcomes[1]).toMatchObject({ reached: { median: 1.2, count: 1 }, verdict: 'not met', ofMedians: true });
 });

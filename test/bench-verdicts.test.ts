@@ -34,3 +34,8 @@ test('puts the places of a workload beside each other', () => {
   const row = '| deep-queues | randread-4k-qd32 | ≥ 1.2 | 1.31 | **1.12 limit** | 1.33 | **0.94 not met** |';
   expect(targetsDocument(report).split('\n')).toContain(row);
 });
+
+test('marks what was judged by medians', () => {
+  const [line] = summaryOf([{ ...outcome('randread-4k-qd32', 'not met', 0.9), ofMedians: true }]).slice(-1);
+  expect(line).toMatch(/0\.90\*  nbd-server$/);
+});
