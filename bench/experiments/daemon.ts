@@ -109,7 +109,7 @@ function experiment(name: string, title: string, { words, measure }: { words: st
 export const DAEMON: readonly Experiment[] = [
   experiment('daemon', 'start of the daemon', { words: 'blksnap daemon', measure: measureLife }),
   experiment('cbt-map', 'reading the change map of a sparse disk of 16 TiB', {
-    words: 'blksnap, change map of a disk of 16 TiB',
+    words: 'blksnap daemon',
     measure: measureMap,
   }),
   experiment('take', `writes held by a snapshot of ${TAKEN_DISKS} disks under load, queue depth 32 in all`, {
