@@ -3,6 +3,7 @@
 import fs from 'node:fs';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { Core } from '../../test/core.ts';
+import type { Disk } from '../block/disk.ts';
 import { MIB } from '../util/units.ts';
 import type { Take } from './take.ts';
 
@@ -14,14 +15,18 @@ beforeEach(async () => void (core = await Core.open()));
 afterEach(() => core.close());
 
 async function setUp(): Promise<{
+  disk: Disk;
+  file: string;
   write(block: number): Promise<void>;
   plan(): Promise<Take>;
   finish(take: Take): Promise<Uint8Array>;
 }> {
   fs.writeFileSync(core.path('a'), '');
   fs.truncateSync(core.path('a'), SIZE);
-  const { disk, tracker } = await core.disk('a', SIZE);
+  const { disk, tracker, file } = await core.disk('a', SIZE);
   return {
+    disk,
+    file,
     write: async (block) => expect(await core.write(disk, block * BLOCK, 512, 1)).toBe(0),
     plan: () => core.set.plan([tracker], { path: ':memory:', limitBytes: Infinity }, { id: crypto.randomUUID() }),
     finish: async (take) => {
@@ -59,6 +64,18 @@ test('what is written after the take is not, of two takes at a time each has its
     [1, 2],
     [4100, 2],
   ]);
+});
+
+test('a disk that got another size and its old one again between plan and freeze', async () => {
+  const { disk, file, write, plan, finish } = await setUp();
+  await write(1);
+  const take = await plan();
+  for (const size of [SIZE / 2, SIZE]) {
+    fs.truncateSync(file, size);
+    expect(await disk.resize()).toBe(size);
+  }
+  await write(2);
+  expect(marked(await finish(take))).toEqual([[2, 1]]);
 });
 
 test('a take that was given up notes nothing more', async () => {

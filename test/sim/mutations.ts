@@ -200,8 +200,8 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: AREA,
-    text: 'this.frozenMap.set(cbt.map);',
-    replacement: 'this.frozenMap.fill(1);',
+    text: 'if (this.#copied === cbt) this.#copy!.end();',
+    replacement: 'if (this.#copied === cbt) this.frozenMap.fill(1);',
     why: 'the frozen map is not the one of the take',
   },
   {
