@@ -3,7 +3,9 @@
  *  collected meanwhile: what was allocated is then still there to be counted. Prints the bytes per request of each part
  *  in which indeed nothing was collected.
  *
- *      node --expose-gc --import tsx test/allocation-load.ts disk|nbd read|write REQUESTS */
+ *      node --expose-gc --import tsx test/allocation-load.ts disk|page-cache|nbd read|write REQUESTS
+ *
+ *  page-cache: the disk in TMPDIR; else in memory. */
 
 import fs from 'node:fs';
 import os from 'node:os';
@@ -72,9 +74,9 @@ class Load implements BioOwner {
   }
 }
 
-/** The disk itself, or a client of it on a unix socket: then both ends of the connection are counted. */
+/** The disk itself, or for nbd a client of it on a unix socket: then both ends of the connection are counted. */
 async function openSink(core: Core, disk: BioSink & NbdDisk, way: string): Promise<[BioSink, () => Promise<void>]> {
-  if (way === 'disk') return [disk, async () => {}];
+  if (way !== 'nbd') return [disk, async () => {}];
   const { reactor, pool } = core;
   const served = { name: '', description: '', device: disk, contexts: () => [] };
   const exports = { find: () => served, list: () => [served] };
@@ -124,5 +126,6 @@ async function main([way = 'disk', rw = 'read', requests = '100000']: string[]):
   fs.writeSync(1, JSON.stringify(bytesPerRequest));
 }
 
-process.env['TMPDIR'] = fs.existsSync('/dev/shm') ? '/dev/shm' : path.resolve(os.tmpdir());
+if (process.argv[2] !== 'page-cache')
+  process.env['TMPDIR'] = fs.existsSync('/dev/shm') ? '/dev/shm' : path.resolve(os.tmpdir());
 await main(process.argv.slice(2));

@@ -15,7 +15,7 @@ const PROGRAM = path.join(import.meta.dirname, 'allocation-load.ts');
 const FLAGS = ['--expose-gc', '--max-semi-space-size=256', '--min-semi-space-size=256', '--import', 'tsx'];
 
 /** Bytes per request, in the best part of the run. */
-async function allocated(way: 'disk' | 'nbd', rw: 'read' | 'write'): Promise<number> {
+async function allocated(way: 'disk' | 'page-cache' | 'nbd', rw: 'read' | 'write'): Promise<number> {
   const { stdout } = await promisify(execFile)(process.execPath, [...FLAGS, PROGRAM, way, rw, String(REQUESTS)]);
   return Math.min(...(JSON.parse(stdout) as number[]));
 }
@@ -23,6 +23,10 @@ async function allocated(way: 'disk' | 'nbd', rw: 'read' | 'write'): Promise<num
 describe.skipIf(!ffiAvailable())('a million requests of 4 KiB', () => {
   it('leave no object of a read on a tracked disk', async () => {
     expect(await allocated('disk', 'read')).toBeLessThan(64);
+  });
+
+  it('leave no object of a read on a tracked disk that the page cache holds', async () => {
+    expect(await allocated('page-cache', 'read')).toBeLessThan(64);
   });
 
   it('leave no object of a write on a tracked disk', async () => {

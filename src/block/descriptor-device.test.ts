@@ -4,6 +4,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { onTmpfs } from '../io/files.ts';
 import { openReactor } from '../io/open.ts';
 import { ALLOCATE_PUNCH_HOLE, ALLOCATE_ZERO_RANGE } from '../io/reactor.ts';
 import type { Completion, Reactor } from '../io/reactor.ts';
@@ -25,6 +26,8 @@ interface Faults {
   read: number[];
   write: number[];
   missingModes: number[];
+  /** The file is worth asking for what is in the page cache. */
+  asks: boolean;
 }
 
 /** The reactor, with faults between it and its user. */
@@ -51,6 +54,13 @@ function faulty(reactor: Reactor, faults: Faults, log: string[]): Reactor {
       if (!failing(faults.read, completion)) {
         reactor.readCached(fd, at, Math.min(length, faults.pieceBytes), offset, completion);
       }
+    },
+    readIfCached(fd, at, length, offset, completion) {
+      log.push('ask');
+      if (!failing(faults.read, completion)) {
+        reactor.read(fd, at, Math.min(length, faults.pieceBytes), offset, completion);
+      }
+      return faults.asks;
     },
     writeCached(fd, at, length, offset, completion) {
       log.push('write');
@@ -88,7 +98,7 @@ beforeEach(async () => {
   dir = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-descriptor-'));
   fs.writeFileSync(path.join(dir, 'disk'), new Uint8Array(SIZE).fill(0xff));
   reactor = await openReactor({ driver: 'portable', arenaBytes: 4 * MIB });
-  faults = { pieceBytes: Infinity, sync: [], read: [], write: [], missingModes: [] };
+  faults = { pieceBytes: Infinity, sync: [], read: [], write: [], missingModes: [], asks: true };
   log = [];
   device = await openDevice(path.join(dir, 'disk'), { reactor: faulty(reactor, faults, log) });
   at = reactor.arena.allocate(MIB);
@@ -132,6 +142,29 @@ describe('reads and writes', () => {
     faults.write.push(0);
     expect(await run(WRITE, 0, 4096)).toBe(ERRNO.EIO);
     expect(await run(FLUSH, 0, 0)).toBe(0);
+  });
+});
+
+describe('reads', () => {
+  it('ask for what is in the page cache until the file turns out not to be worth it', async (context) => {
+    context.skip(onTmpfs(dir), 'needs a file system on a disk: TMPDIR is in memory');
+    for (const asks of [true, true, false, true]) {
+      faults.asks = asks;
+      expect(await run(READ, 4096, 4096)).toBe(0);
+      expect(reactor.arena.bytes[at]).toBe(0xff);
+    }
+    expect(log).toEqual(['ask', 'ask', 'ask']);
+  });
+
+  it('past the page cache do not ask for what is in it', async () => {
+    fs.copyFileSync(path.join(dir, 'disk'), path.join(dir, 'direct'));
+    const direct = await openDevice(path.join(dir, 'direct'), { reactor: faulty(reactor, faults, log), direct: true });
+    const place = reactor.arena.allocate(8 * KIB);
+    const aligned = Math.ceil(place / 4096) * 4096;
+    expect(await runBio(pool, direct, { op: READ, offset: 0, length: 4096, at: aligned })).toBe(0);
+    expect([reactor.arena.bytes[aligned], log]).toEqual([0xff, []]);
+    reactor.arena.release(place);
+    await direct.close();
   });
 });
 

@@ -38,7 +38,7 @@ export interface DescriptorGeometry {
   /** Of the data in memory, bytes: 1 unless O_DIRECT. What is not aligned goes through a bounce buffer. */
   readonly memoryAlignment: number;
   readonly kind: 'file' | 'kernel device';
-  /** What normally ends in memory: everything (tmpfs), writes (the page cache), or nothing (O_DIRECT). */
+  /** What normally ends in memory: everything (tmpfs), writes and reads of what is there (the page cache), or nothing (O_DIRECT). */
   readonly cached: 'all' | 'writes' | 'nothing';
 }
 
@@ -57,6 +57,8 @@ export class DescriptorDevice implements BlockDevice {
   readonly #reactor: Reactor;
   readonly #memoryAlignment: number;
   readonly #bounce: BounceSlots | null;
+  /** Reads of what the page cache holds may be done at once. */
+  #asksCache: boolean;
   #canPunch: boolean;
   #canZeroRange = true;
   onLost: () => void = () => {};
@@ -90,6 +92,7 @@ export class DescriptorDevice implements BlockDevice {
     if (geometry.kind === 'file' && geometry.cached !== 'all' && ffiAvailable())
       this.holes = new FileHoles(geometry.fd, () => this.size);
     this.#cached = geometry.cached;
+    this.#asksCache = geometry.cached === 'writes';
     this.#memoryAlignment = geometry.memoryAlignment;
     this.#bounce =
       geometry.memoryAlignment > 1
@@ -164,6 +167,7 @@ export class DescriptorDevice implements BlockDevice {
     const offset = bio.offset + bio.progress;
     if (bio.op === READ) {
       if (this.#cached === 'all') this.#reactor.readCached(this.#fd, at, length, offset, bio);
+      else if (this.#asksCache) this.#asksCache = this.#reactor.readIfCached(this.#fd, at, length, offset, bio);
       else this.#reactor.read(this.#fd, at, length, offset, bio);
     } else if ((bio.flags & FUA) === 0 && this.#endsInMemory(offset, length)) {
       this.#reactor.writeCached(this.#fd, at, length, offset, bio);

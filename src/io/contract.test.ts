@@ -9,6 +9,7 @@ import { reactorContract } from '../../test/contracts/reactor.ts';
 import { openDescriptors } from '../../test/contracts/reactor-bench.ts';
 import { KIB, MIB } from '../util/units.ts';
 import { NO_MEMORY } from './arena.ts';
+import { onTmpfs } from './files.ts';
 import { chooseDriver, openReactor } from './open.ts';
 import { completed } from './reactor.ts';
 import type { Stream } from './reactor.ts';
@@ -61,6 +62,29 @@ it('a large send of uring over a unix socket does not wait until it is read', as
   }
   for (const stream of streams) stream.close();
   listener.close();
+  reactor.arena.release(at);
+  await reactor.close();
+  fs.rmSync(directory, { recursive: true });
+});
+
+it('uring reads what is in the page cache on its own thread, which asks no worker', async (context) => {
+  context.skip(choice.driver !== 'uring', choice.reason);
+  context.skip(onTmpfs(os.tmpdir()), 'needs a file system on a disk: TMPDIR is in memory');
+  const reactor = await openReactor({ driver: 'uring', arenaBytes: MIB, cooperative: true });
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'blksnap-cached-'));
+  fs.writeFileSync(path.join(directory, 'a'), new Uint8Array(MIB));
+  const fd = fs.openSync(path.join(directory, 'a'), 'r');
+  const at = reactor.arena.allocate(4 * KIB);
+  // What the thread's own calls have read; the ring's reads are not among it.
+  const readByCalls = (): number => Number(/rchar: (\d+)/.exec(fs.readFileSync('/proc/thread-self/io', 'utf8'))![1]);
+  const before = readByCalls();
+  let again = true;
+  for (let i = 0; i < 100; i++) {
+    const read = completed((c) => (again &&= reactor.readIfCached(fd, at, 4 * KIB, i * 4 * KIB, c)));
+    expect(await read).toBe(4 * KIB);
+  }
+  expect([again, Math.floor((readByCalls() - before) / (400 * KIB))]).toEqual([true, 1]);
+  fs.closeSync(fd);
   reactor.arena.release(at);
   await reactor.close();
   fs.rmSync(directory, { recursive: true });

@@ -88,6 +88,9 @@ export interface Reactor {
    *  run them at once, on this thread, as long as that turns out to be quick. */
   readCached(fd: number, at: number, length: number, offset: number, completion: Completion): void;
   writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void;
+  /** As read, for a file whose data may be in the page cache: a driver may read what is there at once, on this thread; what is
+   *  not there is never waited for on it. Says whether that is worth asking for again, of this file. */
+  readIfCached(fd: number, at: number, length: number, offset: number, completion: Completion): boolean;
   writeGatherCached(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void;
   /** Gathers `count` segments into one write. `segments` holds pairs of (at, length), and must stay
    *  untouched until the end. At most IOV_MAX (1024) segments. */

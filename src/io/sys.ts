@@ -50,6 +50,7 @@ interface Libc {
   pread(fd: number, address: number, length: number, offset: number): Num;
   pwrite(fd: number, address: number, length: number, offset: number): Num;
   preadv(fd: number, iovecs: number, count: number, offset: number): Num;
+  preadv2(fd: number, iovecs: number, count: number, offset: number, flags: number): Num;
   pwritev(fd: number, iovecs: number, count: number, offset: number): Num;
   sendmsg(fd: number, header: number, flags: number): Num;
   uringSetup(nr: number, entries: number, params: Uint8Array): Num;
@@ -99,6 +100,7 @@ function libc(): Libc {
     pread: bind('int pread(int, uint64_t, size_t, int64_t)'),
     pwrite: bind('int pwrite(int, uint64_t, size_t, int64_t)'),
     preadv: bind('int preadv(int, uint64_t, int, int64_t)'),
+    preadv2: bind('int preadv2(int, uint64_t, int, int64_t, int)'),
     pwritev: bind('int pwritev(int, uint64_t, int, int64_t)'),
     sendmsg: bind('int sendmsg(int, uint64_t, int)'),
     uringSetup: bind('long syscall(long, uint32_t, void*)'),
@@ -313,6 +315,14 @@ export function writeAt(fd: number, address: number, length: number, offset: num
 
 export function readVectorAt(fd: number, iovecs: number, count: number, offset: number): number {
   return checked(libc().preadv(fd, iovecs, count, offset));
+}
+
+const RWF_NOWAIT = 8;
+
+/** As readVectorAt, but only what needs no waiting (what the page cache holds): a count, short where the rest would have to
+ *  be waited for; -EAGAIN when there is nothing (some kernels say 0); -EOPNOTSUPP where the file system cannot tell. */
+export function readVectorNow(fd: number, iovecs: number, count: number, offset: number): number {
+  return checked(libc().preadv2(fd, iovecs, count, offset, RWF_NOWAIT));
 }
 
 export function writeVectorAt(fd: number, iovecs: number, count: number, offset: number): number {

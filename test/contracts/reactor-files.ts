@@ -1,13 +1,16 @@
 /** The reactor contract, part one: files. */
 
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { onTmpfs } from '../../src/io/files.ts';
 import { ALLOCATE_PUNCH_HOLE, ALLOCATE_RESERVE, ALLOCATE_ZERO_RANGE } from '../../src/io/reactor.ts';
 import { ERRNO } from '../../src/util/errors.ts';
 import { GIB, KIB, MIB } from '../../src/util/units.ts';
 import { endsLater, reactorBench } from './reactor-bench.ts';
 import type { OpenReactor } from './reactor-bench.ts';
+import { requirePrograms } from '../requirements.ts';
 
 const pattern = (length: number, seed = 7): Uint8Array =>
   Uint8Array.from({ length }, (_, i) => (i * seed + (i >> 8)) & 0xff);
@@ -76,6 +79,52 @@ export function fileContract(open: OpenReactor): void {
       }
       expect(await run((c) => reactor.readCached(fd, at, 4096, 4096 + 1024 * 1024 - 100, c))).toBe(100);
       expect(await run((c) => reactor.writeCached(-1, at, 512, 0, c))).toBe(-ERRNO.EBADF);
+    });
+
+    it('reads what is in the page cache, what is not, and what is in part', async (context) => {
+      requirePrograms(context, 'dd', 'fincore');
+      const { reactor, dir, memory, bytes, file } = bench();
+      context.skip(onTmpfs(dir), 'needs a file system on a disk: TMPDIR is in memory');
+      const content = pattern(8 * MIB + 100);
+      const fd = file('a', content);
+      fs.fsyncSync(fd);
+      const at = memory(128 * KIB);
+      const reads = async (offset: number, length: number): Promise<void> => {
+        bytes(at, length).fill(0xee);
+        const wanted = content.subarray(offset, offset + length);
+        expect(await endsLater((c) => void reactor.readIfCached(fd, at, length, offset, c))).toBe(wanted.length);
+        expect(Buffer.compare(bytes(at, wanted.length), wanted)).toBe(0);
+      };
+      const resident = (): number =>
+        Number(execFileSync('fincore', ['--bytes', '--noheadings', '--output', 'RES', path.join(dir, 'a')]));
+      const forget = (): void => {
+        execFileSync('dd', [`if=${path.join(dir, 'a')}`, 'iflag=nocache', 'count=0', 'status=none']);
+        expect(resident()).toBe(0);
+      };
+      await reads(4096, 4096);
+      await reads(512, 128 * KIB);
+      await reads(8 * MIB, 4096); // The end: 100 bytes.
+      for (const length of [512, 4096, 128 * KIB]) {
+        forget();
+        await reads(MIB, length);
+        await reads(MIB, length);
+      }
+      forget();
+      fs.readSync(fd, Buffer.alloc(4096), 0, 4096, 0); // And what the kernel reads ahead.
+      const known = resident();
+      expect(known).toBeLessThan(8 * MIB);
+      await reads(known - 4096, 64 * KIB);
+    });
+
+    it('reads a file that has no page cache, and says so', async () => {
+      const { reactor, memory, bytes } = bench();
+      const fd = fs.openSync('/proc/version', 'r');
+      const at = memory(4096);
+      const content = fs.readFileSync('/proc/version');
+      let again = true;
+      expect(await endsLater((c) => (again = reactor.readIfCached(fd, at, 4096, 0, c)))).toBe(content.length);
+      expect([again, Buffer.compare(bytes(at, content.length), content)]).toEqual([false, 0]);
+      fs.closeSync(fd);
     });
 
     it('gives others a turn beside cached writes that follow each other without a pause', async () => {
@@ -248,6 +297,7 @@ export function fileContract(open: OpenReactor): void {
       const segments = Float64Array.of(at, 512);
       for (const fd of [-1, 999_999]) {
         expect(await run((c) => reactor.read(fd, at, 512, 0, c))).toBe(-ERRNO.EBADF);
+        expect(await run((c) => void reactor.readIfCached(fd, at, 512, 0, c))).toBe(-ERRNO.EBADF);
         expect(await run((c) => reactor.write(fd, at, 512, 0, false, c))).toBe(-ERRNO.EBADF);
         expect(await run((c) => reactor.write(fd, at, 512, 0, true, c))).toBe(-ERRNO.EBADF);
         expect(await run((c) => reactor.writeGather(fd, segments, 1, 0, c))).toBe(-ERRNO.EBADF);

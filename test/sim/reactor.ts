@@ -212,6 +212,11 @@ export class SimReactor implements Reactor, StreamWorld, SimProcess {
     this.read(fd, at, length, offset, completion);
   }
 
+  readIfCached(fd: number, at: number, length: number, offset: number, completion: Completion): boolean {
+    this.read(fd, at, length, offset, completion);
+    return true;
+  }
+
   writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
     this.write(fd, at, length, offset, false, completion);
   }

@@ -116,6 +116,11 @@ export class PortableReactor implements Reactor, SocketHost {
     }
   }
 
+  readIfCached(fd: number, at: number, length: number, offset: number, completion: Completion): boolean {
+    this.read(fd, at, length, offset, completion);
+    return false;
+  }
+
   writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
     if (!this.#mayInline(fd, length)) return this.write(fd, at, length, offset, false, completion);
     try {

@@ -99,7 +99,7 @@ export class UringReactor implements Reactor, StreamHost {
   #commands = 0;
   readonly #timers = new Timers();
   readonly #hooks: Array<() => void> = [];
-  readonly #gather = new GatherList();
+  readonly #gather: GatherList;
   readonly #done = new DoneList((completion, result) => completion.complete(result));
   readonly #inline = new InlineGuard();
   /** Something was done at once in this turn. */
@@ -136,6 +136,7 @@ export class UringReactor implements Reactor, StreamHost {
     this.arena = arena;
     this.slabs = slabs;
     slabs.prepare = (at, length) => ring.preparePopulate(arena.address + at, length, this.#slot(IGNORED));
+    this.#gather = new GatherList(arena.address, () => ring.submitAll());
     this.#cooperative = cooperative;
   }
 
@@ -179,6 +180,17 @@ export class UringReactor implements Reactor, StreamHost {
     this.finish(completion, sys.readAt(fd, this.arena.address + at, length, offset));
   }
 
+  readIfCached(fd: number, at: number, length: number, offset: number, completion: Completion): boolean {
+    let result = 0;
+    if (this.#inline.allows(length, this.#now)) {
+      this.#inlined = true;
+      result = sys.readVectorNow(fd, this.#gather.single(at, length), 1, offset);
+    }
+    if (result === length) this.finish(completion, result);
+    else this.read(fd, at, length, offset, completion); // All of it, and whatever error there is.
+    return result !== -ERRNO.EOPNOTSUPP;
+  }
+
   writeCached(fd: number, at: number, length: number, offset: number, completion: Completion): void {
     if (!this.#inline.allows(length, this.#now)) return this.write(fd, at, length, offset, false, completion);
     this.#inlined = true;
@@ -192,7 +204,7 @@ export class UringReactor implements Reactor, StreamHost {
   }
 
   writeGather(fd: number, segments: Float64Array, count: number, offset: number, completion: Completion): void {
-    this.start(OP_WRITEV, fd, this.#iovecs(segments, count), count, offset, 0, completion);
+    this.start(OP_WRITEV, fd, this.#gather.add(segments, count), count, offset, 0, completion);
   }
 
   readScatter(
@@ -202,7 +214,7 @@ export class UringReactor implements Reactor, StreamHost {
     cached: boolean,
     completion: Completion,
   ): void {
-    const iovecs = this.#iovecs(segments, count);
+    const iovecs = this.#gather.add(segments, count);
     if (!cached || !this.#inline.allows(lengthOf(segments, count), this.#now))
       return this.start(OP_READV, fd, iovecs, count, offset, 0, completion);
     this.#inlined = true;
@@ -213,16 +225,7 @@ export class UringReactor implements Reactor, StreamHost {
     if (!this.#inline.allows(lengthOf(segments, count), this.#now))
       return this.writeGather(fd, segments, count, offset, completion);
     this.#inlined = true;
-    this.finish(completion, sys.writeVectorAt(fd, this.#iovecs(segments, count), count, offset));
-  }
-
-  /** The address of the segments' iovecs. Good until the end of the turn, which submits. */
-  #iovecs(segments: Float64Array, count: number): number {
-    if (!this.#gather.hasRoom(count)) {
-      this.#ring.submitAll();
-      this.#gather.clear();
-    }
-    return this.#gather.add(segments, count, this.arena.address);
+    this.finish(completion, sys.writeVectorAt(fd, this.#gather.add(segments, count), count, offset));
   }
 
   sync(fd: number, completion: Completion): void {
@@ -409,13 +412,9 @@ export class UringReactor implements Reactor, StreamHost {
     return this.#completions.length - this.#freeSlots.length;
   }
 
-  #isIdle(): boolean {
-    return this.#pending === 0 && this.#timers.size === 0 && this.#done.length === 0;
-  }
-
-  /** Idle but for device commands, which the end of the ring ends. */
-  #canClose(): boolean {
-    return this.#pending === this.#commands && this.#timers.size === 0 && this.#done.length === 0;
+  /** But for so many operations. */
+  #isIdle(pending: number): boolean {
+    return this.#pending === pending && this.#timers.size === 0 && this.#done.length === 0;
   }
 
   #wake(): void {
@@ -430,7 +429,7 @@ export class UringReactor implements Reactor, StreamHost {
     const yieldMs = this.#cooperative ? COOPERATIVE_YIELD_MS : YIELD_EVERY_MS;
     do {
       this.#turn();
-      if (this.#closed || this.#isIdle()) {
+      if (this.#closed || this.#isIdle(0)) {
         this.#running = false;
         return;
       }
@@ -488,9 +487,9 @@ export class UringReactor implements Reactor, StreamHost {
 
   async close(): Promise<void> {
     if (this.#closed) return;
-    // Cancelled listeners and wake-ups end in the next turns.
-    for (let i = 0; i < 1000 && !this.#canClose(); i++) await completed((c) => void this.timer(1, c));
-    assert(this.#canClose() && this.#streams === 0, 'everything opened through the reactor was closed');
+    // Cancelled listeners and wake-ups end in the next turns, device commands with the ring.
+    for (let i = 0; i < 1000 && !this.#isIdle(this.#commands); i++) await completed((c) => void this.timer(1, c));
+    assert(this.#isIdle(this.#commands) && this.#streams === 0, 'everything opened through the reactor was closed');
     this.#closed = true;
     this.#ring.close();
     unmapMemory(this.arena);
