@@ -14,6 +14,7 @@ import { writeSums } from './sums.ts';
 
 /** QEMU's default. The unit of what is stored; no larger than the smallest tracking block. */
 const CLUSTER_BITS = 16;
+
 export interface PointFileOptions {
   readonly diskPath: string;
   readonly id: string;

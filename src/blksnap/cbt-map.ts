@@ -18,7 +18,7 @@
  *   160 64 times of marks f64 (as 136): the first of each 20 ms, of the last 64 in which there were marks
  *  1024 96 slots for persistent snapshots: kept-snapshots.ts
  *
- *  Does no I/O but its own file's; knows nothing of chunks or snapshots. */
+ *  Does no I/O but its own file's; knows nothing of chunks. */
 
 import crypto from 'node:crypto';
 import fs from 'node:fs';
@@ -241,11 +241,9 @@ export class CbtMap {
     for (const copy of this.#copies) copy.note(0, this.blockCount - 1);
   }
 
-  /** Copies the map into `target`, which has its length. What changes from then on, `end` or `drop` of the copy must follow. */
+  /** Copies the map into `target`, which has its length, for as long as the copy is under way. */
   copyTo(target: Uint8Array): MapCopy {
-    const copy: MapCopy = new MapCopy(this.map, target, () => this.#copies.splice(this.#copies.indexOf(copy), 1));
-    this.#copies.push(copy);
-    return copy;
+    return new MapCopy(this.map, target, this.#copies);
   }
 
   #writeHeader(shift: number): void {

@@ -27,9 +27,6 @@ export class DiffArea {
   readonly table: ChunkTable;
   /** The CBT map as of the take, with what was written to the image since. */
   readonly frozenMap: Uint8Array;
-  /** Of a take that is under way, and the map that it is of. */
-  #copy: MapCopy | null = null;
-  #copied: CbtMap | null = null;
   /** Bytes of one of its blocks. */
   blockSize = 0;
   generationId = '';
@@ -82,24 +79,12 @@ export class DiffArea {
     return this.runs.length !== this.freeRuns.length || this.keeping > 0;
   }
 
-  /** Copies the change map ahead of the take. `freeze` or `unprepare` must follow. */
-  prepare(cbt: CbtMap): void {
-    this.#copy = cbt.copyTo(this.frozenMap);
-    this.#copied = cbt;
-  }
-
-  unprepare(): void {
-    this.#copy?.drop();
-    this.#copy = null;
-  }
-
-  /** Freezes the change map and begins the next period. Runs between freeze and thaw; cannot fail. */
-  freeze(cbt: CbtMap): void {
+  /** Freezes the change map, of which `copy` was made for this area, and begins the next period. Runs between freeze and
+   *  thaw; cannot fail. */
+  freeze(cbt: CbtMap, copy: MapCopy): void {
     // A disk that got another size and its old one again has a new map.
-    if (this.#copied === cbt) this.#copy!.end();
+    if (copy.isOf(cbt.map)) copy.end();
     else this.frozenMap.set(cbt.map);
-    this.#copy = null;
-    this.#copied = null;
     this.blockSize = cbt.blockSize;
     this.generationId = cbt.generationId;
     this.changeNumber = cbt.changeNumber;

@@ -7,17 +7,22 @@ const PAGE = 2 ** PAGE_BITS;
 export class MapCopy {
   readonly #map: Uint8Array;
   readonly #target: Uint8Array;
-  readonly #left: () => void;
+  readonly #underWay: MapCopy[];
   /** Pages of the map that have changed since they were copied. */
   readonly #changed: Uint8Array;
 
-  /** `left` is called when nothing more is to be noted. */
-  constructor(map: Uint8Array, target: Uint8Array, left: () => void) {
+  /** In `underWay` until it ends or is dropped: who changes the map notes that in all of these. */
+  constructor(map: Uint8Array, target: Uint8Array, underWay: MapCopy[]) {
     this.#map = map;
     this.#target = target;
-    this.#left = left;
+    this.#underWay = underWay;
     this.#changed = new Uint8Array(Math.ceil(map.length / PAGE));
     target.set(map);
+    underWay.push(this);
+  }
+
+  isOf(map: Uint8Array): boolean {
+    return map === this.#map;
   }
 
   /** These blocks, `last` among them, have changed. */
@@ -29,11 +34,12 @@ export class MapCopy {
   end(): void {
     for (let page = this.#changed.indexOf(1); page >= 0; page = this.#changed.indexOf(1, page + 1))
       this.#target.set(this.#map.subarray(page * PAGE, (page + 1) * PAGE), page * PAGE);
-    this.#left();
+    this.drop();
   }
 
-  /** Nobody wants it any more. */
+  /** Nobody wants it any more. Safe to call twice. */
   drop(): void {
-    this.#left();
+    const at = this.#underWay.indexOf(this);
+    if (at >= 0) this.#underWay.splice(at, 1);
   }
 }

@@ -6,6 +6,7 @@ import { Core } from '../../test/core.ts';
 import type { Disk } from '../block/disk.ts';
 import { MIB } from '../util/units.ts';
 import type { Take } from './take.ts';
+import type { Tracker } from './tracker.ts';
 
 const BLOCK = 64 * 1024;
 const SIZE = 512 * MIB; // of two pages of the map
@@ -16,6 +17,7 @@ afterEach(() => core.close());
 
 async function setUp(): Promise<{
   disk: Disk;
+  tracker: Tracker;
   file: string;
   write(block: number): Promise<void>;
   plan(): Promise<Take>;
@@ -26,6 +28,7 @@ async function setUp(): Promise<{
   const { disk, tracker, file } = await core.disk('a', SIZE);
   return {
     disk,
+    tracker,
     file,
     write: async (block) => expect(await core.write(disk, block * BLOCK, 512, 1)).toBe(0),
     plan: () => core.set.plan([tracker], { path: ':memory:', limitBytes: Infinity }, { id: crypto.randomUUID() }),
@@ -78,10 +81,34 @@ test('a disk that got another size and its old one again between plan and freeze
   expect(marked(await finish(take))).toEqual([[2, 1]]);
 });
 
-test('a take that was given up notes nothing more', async () => {
+test('a take that is given up takes nothing from another', async () => {
   const { write, plan, finish } = await setUp();
-  const given = await plan();
+  const [given, other] = [await plan(), await plan()];
   await core.set.abandon(given);
   await write(2);
-  expect(marked(await finish(await plan()))).toEqual([[2, 1]]);
+  expect(marked(await finish(other))).toEqual([[2, 1]]);
+});
+
+test('history that is forgotten between plan and freeze is not in the frozen map', async () => {
+  const { tracker, write, plan, finish } = await setUp();
+  await write(1);
+  const take = await plan();
+  tracker.cbt.renew('a test');
+  await write(5000);
+  expect(marked(await finish(take))).toEqual([[5000, 1]]);
+});
+
+test('a take of two disks of which one goes meanwhile leaves the other as it was', async () => {
+  const { disk, tracker } = await setUp();
+  const other = await core.disk('b', MIB);
+  const id = crypto.randomUUID();
+  const take = await core.set.plan([other.tracker, tracker], { path: ':memory:', limitBytes: Infinity }, { id });
+  await take.freeze();
+  await other.disk.detachFilter(other.tracker);
+  expect(() => take.switch()).toThrow(/not attached/);
+  await core.set.abandon(take);
+  expect(await core.write(disk, 0, 512, 1)).toBe(0);
+  expect(await core.write(other.disk, 0, 512, 1)).toBe(0);
+  const next = await core.set.create([tracker], { path: ':memory:', limitBytes: Infinity });
+  expect(marked(next.images[0]!.area.frozenMap)).toEqual([[0, 1]]);
 });

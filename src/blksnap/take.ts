@@ -1,10 +1,12 @@
 /** A take in its steps: planned (storage open, all memory there, change maps copied), frozen, switched, thawed. `SnapshotSet.create` goes
  *  through them at once; a take over several I/O threads goes through each step on all of them before the next. */
 
+import type { Disk } from '../block/disk.ts';
 import { BlksnapError } from '../util/errors.ts';
 import type { DiffArea } from './diff-area.ts';
 import type { DiffStorage } from './diff-storage.ts';
 import type { Journal } from './journal.ts';
+import type { MapCopy } from './map-copy.ts';
 import type { Tracker } from './tracker.ts';
 
 export interface PlannedDisk {
@@ -19,6 +21,9 @@ export class Take {
   readonly trackers: readonly Tracker[];
   /** Of a persistent snapshot. */
   readonly journal: Journal | null;
+  /** Also of a tracker that is detached meanwhile. */
+  readonly #gates: readonly Disk[];
+  readonly #copies: readonly MapCopy[];
   #frozen = false;
   #switched = false;
 
@@ -34,7 +39,8 @@ export class Take {
     this.disks = options.disks;
     this.trackers = options.trackers;
     this.journal = options.journal;
-    for (const { tracker, area } of this.disks) area.prepare(tracker.cbt);
+    this.#gates = this.disks.map(({ tracker }) => tracker.disk);
+    this.#copies = this.disks.map(({ tracker, area }) => tracker.cbt.copyTo(area.frozenMap));
   }
 
   get switched(): boolean {
@@ -44,7 +50,7 @@ export class Take {
   /** Holds new bios; resolves when none is on its way to any of the disks. Needs its thaw, also when it was not awaited. */
   async freeze(): Promise<void> {
     this.#frozen = true;
-    await Promise.all(this.disks.map(({ tracker }) => tracker.disk.freeze()));
+    await Promise.all(this.#gates.map((disk) => disk.freeze()));
   }
 
   /** All disks are frozen: the instant that the images show. Errors, and then nothing is switched: ENODEV, EBUSY for a
@@ -52,8 +58,8 @@ export class Take {
   switch(): void {
     for (const { tracker, area } of this.disks) refuseChanged(tracker, area);
     this.#switched = true;
-    for (const { tracker, area } of this.disks) {
-      area.freeze(tracker.cbt);
+    for (const [index, { tracker, area }] of this.disks.entries()) {
+      area.freeze(tracker.cbt, this.#copies[index]!);
       tracker.cow.add(area);
     }
   }
@@ -61,14 +67,14 @@ export class Take {
   /** Undoes the plan and the freeze. */
   abandon(): void {
     this.thaw();
-    for (const { area } of this.disks) area.unprepare();
+    for (const copy of this.#copies) copy.drop();
   }
 
   /** Safe to call twice. */
   thaw(): void {
     if (!this.#frozen) return;
     this.#frozen = false;
-    for (const { tracker } of this.disks) tracker.disk.thaw();
+    for (const disk of this.#gates) disk.thaw();
   }
 }
 

@@ -50,7 +50,8 @@ interface Libc {
   pread(fd: number, address: number, length: number, offset: number): Num;
   pwrite(fd: number, address: number, length: number, offset: number): Num;
   preadv(fd: number, iovecs: number, count: number, offset: number): Num;
-  preadv2(fd: number, iovecs: number, count: number, offset: number, flags: number): Num;
+  /** Null in musl before 1.2.5. */
+  readonly preadv2: ((fd: number, iovecs: number, count: number, offset: number, flags: number) => Num) | null;
   pwritev(fd: number, iovecs: number, count: number, offset: number): Num;
   sendmsg(fd: number, header: number, flags: number): Num;
   uringSetup(nr: number, entries: number, params: Uint8Array): Num;
@@ -75,6 +76,13 @@ function libc(): Libc {
   if (loaded !== null) return loaded;
   const library = ffi().load(null);
   const bind = library.func.bind(library) as (signature: string) => ReturnType<typeof library.func>;
+  const bindIfThere = (signature: string): ReturnType<typeof bind> | null => {
+    try {
+      return bind(signature);
+    } catch {
+      return null; // Not found: koffi knows no other failure of a signature that it takes elsewhere.
+    }
+  };
   loaded = {
     mmap: bind('uint64_t mmap(uint64_t, size_t, int, int, int, int64_t)'),
     munmap: bind('int munmap(uint64_t, size_t)'),
@@ -100,7 +108,7 @@ function libc(): Libc {
     pread: bind('int pread(int, uint64_t, size_t, int64_t)'),
     pwrite: bind('int pwrite(int, uint64_t, size_t, int64_t)'),
     preadv: bind('int preadv(int, uint64_t, int, int64_t)'),
-    preadv2: bind('int preadv2(int, uint64_t, int, int64_t, int)'),
+    preadv2: bindIfThere('int preadv2(int, uint64_t, int, int64_t, int)'),
     pwritev: bind('int pwritev(int, uint64_t, int, int64_t)'),
     sendmsg: bind('int sendmsg(int, uint64_t, int)'),
     uringSetup: bind('long syscall(long, uint32_t, void*)'),
@@ -322,7 +330,8 @@ const RWF_NOWAIT = 8;
 /** As readVectorAt, but only what needs no waiting (what the page cache holds): a count, short where the rest would have to
  *  be waited for; -EAGAIN when there is nothing (some kernels say 0); -EOPNOTSUPP where the file system cannot tell. */
 export function readVectorNow(fd: number, iovecs: number, count: number, offset: number): number {
-  return checked(libc().preadv2(fd, iovecs, count, offset, RWF_NOWAIT));
+  const { preadv2 } = libc();
+  return preadv2 === null ? -ERRNO.EOPNOTSUPP : checked(preadv2(fd, iovecs, count, offset, RWF_NOWAIT));
 }
 
 export function writeVectorAt(fd: number, iovecs: number, count: number, offset: number): number {

@@ -63,8 +63,12 @@ export function hunt(mutation: Mutation): Found {
 
 if (process.argv[1] === import.meta.filename) {
   const { values } = readCommandLine(import.meta.filename, { options: { only: { type: 'string' } } });
-  const chosen = values.only === undefined ? MUTATIONS : values.only.split(',').map((i) => MUTATIONS[Number(i)]!);
+  const chosen = values.only === undefined ? MUTATIONS : values.only.split(',').map((i) => MUTATIONS[Number(i)]);
   for (const mutation of chosen) {
+    if (mutation === undefined) {
+      console.error(`Cannot run: --only ${values.only}: want numbers from 0 to ${MUTATIONS.length - 1}`);
+      process.exit(2);
+    }
     const { steps, how } = hunt(mutation);
     console.log(
       `${MUTATIONS.indexOf(mutation)}. ${mutation.why}: ${steps === null ? 'NOT FOUND' : `${steps} steps`}\n     ${how}`,

@@ -200,21 +200,21 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     file: AREA,
-    text: 'if (this.#copied === cbt) this.#copy!.end();',
-    replacement: 'if (this.#copied === cbt) this.frozenMap.fill(1);',
+    text: 'if (copy.isOf(cbt.map)) copy.end();',
+    replacement: 'if (copy.isOf(cbt.map)) this.frozenMap.fill(1);',
     why: 'the frozen map is not the one of the take',
   },
   {
     file: TAKE,
-    text: '    await Promise.all(this.disks.map(({ tracker }) => tracker.disk.freeze()));',
-    replacement: '    void Promise.all(this.disks.map(({ tracker }) => tracker.disk.freeze()));',
+    text: '    await Promise.all(this.#gates.map((disk) => disk.freeze()));',
+    replacement: '    void Promise.all(this.#gates.map((disk) => disk.freeze()));',
     why: 'a take does not wait for the writes under way',
   },
   {
     file: TAKE,
-    text: '    for (const { tracker, area } of this.disks) {\n      area.freeze(tracker.cbt);',
+    text: '      area.freeze(tracker.cbt, this.#copies[index]!);',
     replacement:
-      '    for (const { tracker, area } of this.disks) {\n      tracker.disk.thaw();\n      void tracker.disk.freeze();\n      area.freeze(tracker.cbt);',
+      '      tracker.disk.thaw();\n      void tracker.disk.freeze();\n      area.freeze(tracker.cbt, this.#copies[index]!);',
     why: 'every disk is thawed for a moment before it is switched',
   },
   {

@@ -171,13 +171,11 @@ export class PortableReactor implements Reactor, SocketHost {
   finish(completion: Completion, result: number): void {
     this.started();
     this.#done.add(completion, result);
+    const later = this.#rounds >= MOST_ROUNDS;
+    if (later) this.#learn();
     if (this.#done.length > 1) return;
-    if (this.#rounds < MOST_ROUNDS) {
-      process.nextTick(this.#endDone);
-      return;
-    }
-    this.#learn();
-    setImmediate(this.#endDone);
+    if (later) setImmediate(this.#endDone);
+    else process.nextTick(this.#endDone);
   }
 
   readonly #endDone = (): void => {

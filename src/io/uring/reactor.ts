@@ -183,8 +183,8 @@ export class UringReactor implements Reactor, StreamHost {
   readIfCached(fd: number, at: number, length: number, offset: number, completion: Completion): boolean {
     let result = 0;
     if (this.#inline.allows(length, this.#now)) {
-      this.#inlined = true;
       result = sys.readVectorNow(fd, this.#gather.single(at, length), 1, offset);
+      this.#inlined ||= result > 0;
     }
     if (result === length) this.finish(completion, result);
     else this.read(fd, at, length, offset, completion); // All of it, and whatever error there is.
