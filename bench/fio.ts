@@ -116,7 +116,8 @@ function fioArguments(job: FioJob, { target, range, runMs, warmUp }: FioRun): st
 }
 
 function engineArguments(target: FioTarget): string[] {
-  if ('file' in target) return [`--ioengine=${target.engine}`, `--filename=${target.file}`];
+  // Without it fio has the page cache let go of the file: whoever comes next would read from the disk.
+  if ('file' in target) return [`--ioengine=${target.engine}`, `--filename=${target.file}`, '--invalidate=0'];
   // Asynchronous also where io_uring would leave the work to threads: on devices without requests, such as brd.
   if ('device' in target) return ['--ioengine=libaio', '--direct=1', `--filename=${target.device}`];
   return ['--ioengine=nbd'];
